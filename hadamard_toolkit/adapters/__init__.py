@@ -1,0 +1,1 @@
+"""Adapters: what is inserted where, and which parameters of the backbone train beside it."""

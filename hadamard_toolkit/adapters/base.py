@@ -1,0 +1,166 @@
+"""What an adapter is: a frozen dataclass that declares its parts, a registry line, and nothing else.
+
+An adapter never touches a model. It says which modules go to which sites (`Insertion`) and which parameters
+of the backbone train with them (`Tuning`); `attach` does the wiring, and undoes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+from hadamard_toolkit.sites import Site, Sites
+
+ROLES = ("adapter", "norm", "gate", "head")
+NORMS = {"attention": ("attention_norm",), "output": ("ffn_norm",), "both": ("attention_norm", "ffn_norm"), None: ()}
+Layers = str | tuple[int, ...]
+
+
+class SiteModule(nn.Module):
+    """The part of an adapter that sits at one site; its parameters are the adapter's own."""
+
+    gates: ClassVar[tuple[str, ...]] = ()  # names of parameters with the role "gate"
+
+    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        """`hidden` [..., width of the site], replaced. `inputs` is what the site's module read."""
+        raise NotImplementedError
+
+    def fold(self, site: Site) -> None:
+        """Fold this part into the weights of the site's module, exactly. Parts that can be merged override it."""
+        self.check_fold(site)
+
+    def check_fold(self, site: Site) -> None:
+        """Raise `UnsupportedError` unless `fold` works at `site`."""
+        if type(self).fold is SiteModule.fold:
+            raise UnsupportedError(f"{type(self).__name__} at {site.name} is not linear in its input: it cannot be merged")
+
+
+@dataclass(frozen=True, eq=False)
+class Insertion:
+    """Put `module` at `site`. With a `source`, its `inputs` are what passed that site in the same forward pass.
+
+    A subclass with another way into the model overrides `connect`. The hooks are methods of this object, not
+    closures, so that a deep copy of the model stays whole.
+    """
+
+    site: Site
+    module: SiteModule
+    source: Site | None = None
+    _passing: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def connect(self) -> list[Any]:
+        """Wire it in; every handle's `remove()` takes its wire out again."""
+        handles = []
+        if self.source is not None:
+            look = self.source.module
+            if self.source.side == "input":
+                handles.append(look.register_forward_pre_hook(self._note_input))
+            else:
+                handles.append(look.register_forward_hook(self._note_output))
+        host = self.site.module
+        if self.site.side == "output":
+            return [*handles, host.register_forward_hook(self._on_output)]
+        return [*handles, host.register_forward_pre_hook(self._on_input)]
+
+    def _note_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._passing["inputs"] = args[0]
+
+    def _note_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._passing["inputs"] = output
+
+    def _on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.module(args[0], self._passing.pop("inputs", args[0])), *args[1:])
+
+    def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        inputs = self._passing.pop("inputs", args[0])
+        if self.site.part is None:
+            return self.module(output, inputs)
+        return self.site.part.write(output, self.module(self.site.part.read(output), inputs))
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Train the backbone's own parameter `path` under `role`; `label` names it in files and vectors."""
+
+    path: str
+    role: str
+    label: str
+    layer: int | None = None
+
+
+Declared = Insertion | Tuning
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Base of all adapters: a frozen, hashable, JSON-able description of a method."""
+
+    def declare(self, sites: Sites) -> Iterator[Declared]:
+        """The parts of this adapter on the model of `sites`, in wiring order."""
+        raise NotImplementedError
+
+
+REGISTRY: dict[str, type[Adapter]] = {}
+
+
+def register(adapter: type[Adapter]) -> type[Adapter]:
+    """Class decorator: make an adapter known by its class name."""
+    REGISTRY[adapter.__name__] = adapter
+    return adapter
+
+
+def adapter_to_dict(adapter: Adapter) -> dict[str, Any]:
+    """`{"adapter": class name, field: value, …}`, ready for JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Adapter):
+            return adapter_to_dict(value)
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    fields = {field.name: plain(getattr(adapter, field.name)) for field in dataclasses.fields(adapter)}
+    return {"adapter": type(adapter).__name__, **fields}
+
+
+def adapter_from_dict(record: dict[str, Any]) -> Adapter:
+    """The inverse of `adapter_to_dict`."""
+
+    def rich(value: Any) -> Any:
+        if isinstance(value, dict):
+            return adapter_from_dict(value)
+        return tuple(rich(item) for item in value) if isinstance(value, list) else value
+
+    values = dict(record)
+    name = values.pop("adapter", None)
+    check_choice("adapter", name, REGISTRY)
+    adapter = REGISTRY[name]
+    known = [field.name for field in dataclasses.fields(adapter)]
+    for field in values:
+        check_choice(f"field of {name}", field, known)
+    return adapter(**{field: rich(value) for field, value in values.items()})
+
+
+def check_layers(layers: Any) -> Layers:
+    """Normalise a `layers` field to `"all"` or a sorted tuple of indices."""
+    if layers == "all":
+        return "all"
+    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
+        raise ArgumentError(f"layers={layers!r} is not allowed; give 'all' or the indices of layers, e.g. (0, 3, 7)")
+    chosen = tuple(layers)
+    for layer in chosen:
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise ArgumentError(f"layers={chosen!r} is not allowed: {layer!r} is not the index of a layer")
+    return tuple(sorted(set(chosen)))
+
+
+def norm_tunings(sites: Sites, layers: Layers, norm: str | None) -> Iterator[Tuning]:
+    """Train the norms that `norm` ("attention", "output", "both" or None) names, in `layers`."""
+    for layer in sites.layers(layers):
+        for name in NORMS[norm]:
+            site = sites(layer, name)
+            for parameter, _ in site.module.named_parameters():
+                yield Tuning(f"{site.path}.{parameter}", "norm", f"layers.{layer}.{name}.{parameter}", layer)

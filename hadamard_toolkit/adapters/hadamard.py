@@ -1,0 +1,107 @@
+"""The Hadamard adapter (Chen et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hadamard_toolkit.adapters.base import (
+    NORMS,
+    Adapter,
+    Declared,
+    Insertion,
+    Layers,
+    SiteModule,
+    check_layers,
+    norm_tunings,
+    register,
+)
+from hadamard_toolkit.errors import ArgumentError, check_choice
+from hadamard_toolkit.sites import Site, Sites, linear_weight
+
+PLACEMENTS = ("attention_output", "attention_heads")
+VECTORS = ("weight", "bias")
+
+
+class HadamardVectors(SiteModule):
+    """A' = W ⊙ A + b over the last axis, W and b of shape [width]; a vector left out is its identity."""
+
+    def __init__(self, width: int, vectors: tuple[str, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if "weight" in vectors else None
+        self.bias = nn.Parameter(torch.zeros(width)) if "bias" in vectors else None
+
+    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        if self.bias is None:
+            return (hidden * self.weight).to(hidden.dtype)
+        if self.weight is None:
+            return (hidden + self.bias).to(hidden.dtype)
+        return torch.addcmul(self.bias, hidden, self.weight).to(hidden.dtype)
+
+    def fold(self, site: Site) -> None:
+        """After W_O: rows scaled, b_O' = W ⊙ b_O + b. Before it: columns scaled, b_O' = b_O + W_O b. In float64."""
+        weight = linear_weight(site.module)
+        matrix = weight.double()
+        bias = site.module.bias
+        shift = torch.zeros_like(matrix[:, 0]) if bias is None else bias.double()
+        if site.side == "output":
+            if self.weight is not None:
+                matrix, shift = self.weight.double()[:, None] * matrix, self.weight.double() * shift
+            if self.bias is not None:
+                shift = shift + self.bias.double()
+        else:
+            if self.bias is not None:
+                shift = shift + matrix @ self.bias.double()
+            if self.weight is not None:
+                matrix = matrix * self.weight.double()
+        weight.copy_(matrix)
+        if bias is not None:
+            bias.copy_(shift)
+        elif self.bias is not None:
+            site.module.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+
+
+@register
+@dataclass(frozen=True)
+class Hadamard(Adapter):
+    """A' = W ⊙ A + b on self-attention outputs, W = 1 and b = 0 at the start (Chen et al. 2023, section 4).
+
+    Parameters
+    ----------
+    layers: `"all"` or the indices of the layers that carry an adapter (and whose norm trains).
+    placement: `"attention_output"` (after W_O, before dropout, residual and norm; the default) or
+        `"attention_heads"` (before W_O, where W is the value scaling of (IA)³ and b the value bias of BitFit).
+    norm: which norm trains beside it: `"attention"` (the one that follows), `"output"`, `"both"` or None.
+    vectors: any subset of `("weight", "bias")`.
+
+    On BERT-base: 18,432 parameters alone, 36,864 with the attention norm (0.0337 % of 109,482,240), 24,576 of
+    them on 8 of 12 layers. Merges exactly into W_O. On ALBERT every depth step has vectors of its own, while
+    the norm stays the one that all steps share. Where the norm is an RMSNorm, it has a gain and no bias.
+    """
+
+    layers: Layers = "all"
+    placement: str = "attention_output"
+    norm: str | None = "attention"
+    vectors: tuple[str, ...] = VECTORS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", check_layers(self.layers))
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("norm", self.norm, NORMS)
+        if isinstance(self.vectors, str):
+            raise ArgumentError(f"vectors={self.vectors!r} is not allowed; give a tuple, e.g. ('weight',)")
+        for vector in self.vectors:
+            check_choice("vectors", vector, VECTORS)
+        object.__setattr__(self, "vectors", tuple(v for v in VECTORS if v in self.vectors))
+        if not self.vectors and self.norm is None:
+            raise ArgumentError("vectors=() with norm=None leaves nothing to train; use HeadOnly() for that row")
+
+    def declare(self, sites: Sites) -> Iterator[Declared]:
+        for layer in sites.layers(self.layers):
+            site = sites(layer, self.placement)
+            if self.vectors:
+                yield Insertion(site, HadamardVectors(site.width, self.vectors))
+        yield from norm_tunings(sites, self.layers, self.norm)

@@ -1,0 +1,58 @@
+"""Where files go, and how they are written: wholly or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def in_checkout() -> bool:
+    """Whether the package runs from a checkout of the repository (not from an installed wheel)."""
+    return (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "notebooks").is_dir()
+
+
+def cache_folder() -> Path:
+    """`$HADAMARD_CACHE`, else `data/cache` of the checkout, else the user's cache folder."""
+    if chosen := os.environ.get("HADAMARD_CACHE"):
+        return Path(chosen).expanduser()
+    return CHECKOUT / "data" / "cache" if in_checkout() else Path(user_cache_dir("hadamard_toolkit"))
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a staging folder beside `target` that becomes `target` when the block ends well and vanishes when it does not.
+
+    A folder that is already at `target` is replaced; a killed process leaves only a `.staging-*` sibling.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=target.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` under a temporary name first, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,403 @@
+"""Where an adapter may attach: named sites in every layer, one short table per architecture.
+
+A *site* is a place in a Transformer layer that methods speak of and architectures spell differently.
+A method asks for `attention_output` in layer 3; the table of the architecture says which module that is,
+and on which side of it. No method names an architecture, and nothing is selected by a substring.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+
+SITES = {
+    "attention_output": "after the output projection W_O, before dropout, residual and norm",
+    "attention_heads": "the concatenated heads, before W_O",
+    "query": "the query projection",
+    "key": "the key projection",
+    "value": "the value projection",
+    "ffn_input": "what the feed-forward block reads",
+    "ffn_hidden": "the feed-forward activations, before the second projection",
+    "ffn_output": "after the second feed-forward projection, before dropout, residual and norm",
+    "attention_norm": "the norm that follows the self-attention block",
+    "ffn_norm": "the norm that follows the feed-forward block",
+}
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """How one architecture spells the sites of one of its layer stacks. Paths are relative to a layer.
+
+    `a|b` takes the first path that exists, `path[i/n]` is the i-th of n equal parts of a fused projection
+    (`path[i/n*]`: the parts are interleaved head by head). In pre-norm models the norm that follows the
+    feed-forward block is the first norm of the next layer: `next:path`, and `last_norm` for the last layer.
+    """
+
+    layers: str  # the list of layers, relative to the base model
+    output_projection: str
+    query: str
+    key: str
+    value: str
+    ffn_first: str
+    ffn_second: str
+    attention_norm: str
+    ffn_norm: str
+    last_norm: str = ""  # relative to the base model
+
+
+_BERT = LayerTable(
+    layers="encoder.layer",
+    output_projection="attention.output.dense",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    ffn_first="intermediate.dense",
+    ffn_second="output.dense",
+    attention_norm="attention.output.LayerNorm",
+    ffn_norm="output.LayerNorm",
+)
+_FUSED_DEBERTA = "attention.self.in_proj[{}/3*]"
+
+
+def _derived(table: LayerTable, **changes: str) -> LayerTable:
+    return LayerTable(**{**table.__dict__, **changes})
+
+
+def _bart(stack: str) -> LayerTable:
+    return LayerTable(
+        layers=f"{stack}.layers",
+        output_projection="self_attn.out_proj",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        ffn_first="fc1",
+        ffn_second="fc2",
+        attention_norm="self_attn_layer_norm",
+        ffn_norm="final_layer_norm",
+    )
+
+
+def _t5(stack: str, ffn: int) -> LayerTable:
+    dense = f"layer.{ffn}.DenseReluDense"
+    return LayerTable(
+        layers=f"{stack}.block",
+        output_projection="layer.0.SelfAttention.o",
+        query="layer.0.SelfAttention.q",
+        key="layer.0.SelfAttention.k",
+        value="layer.0.SelfAttention.v",
+        ffn_first=f"{dense}.wi|{dense}.wi_0",
+        ffn_second=f"{dense}.wo",
+        attention_norm="layer.1.layer_norm",
+        ffn_norm="next:layer.0.layer_norm",
+        last_norm=f"{stack}.final_layer_norm",
+    )
+
+
+ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
+    "bert": (_BERT,),
+    "roberta": (_BERT,),
+    "xlm-roberta": (_BERT,),
+    "electra": (_BERT,),
+    "deberta": (
+        _derived(
+            _BERT, query=_FUSED_DEBERTA.format(0), key=_FUSED_DEBERTA.format(1), value=_FUSED_DEBERTA.format(2)
+        ),
+    ),
+    "deberta-v2": (
+        _derived(
+            _BERT,
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+        ),
+    ),
+    "mpnet": (
+        _derived(
+            _BERT,
+            output_projection="attention.attn.o",
+            query="attention.attn.q",
+            key="attention.attn.k",
+            value="attention.attn.v",
+            attention_norm="attention.LayerNorm",
+        ),
+    ),
+    "distilbert": (
+        LayerTable(
+            layers="transformer.layer",
+            output_projection="attention.out_lin",
+            query="attention.q_lin",
+            key="attention.k_lin",
+            value="attention.v_lin",
+            ffn_first="ffn.lin1",
+            ffn_second="ffn.lin2",
+            attention_norm="sa_layer_norm",
+            ffn_norm="output_layer_norm",
+        ),
+    ),
+    # One entry per depth step: `unshare` gives each step its own place to attach to.
+    "albert": (
+        LayerTable(
+            layers="encoder.albert_layer_groups",
+            output_projection="albert_layers.0.attention.dense",
+            query="albert_layers.0.attention.query",
+            key="albert_layers.0.attention.key",
+            value="albert_layers.0.attention.value",
+            ffn_first="albert_layers.0.ffn",
+            ffn_second="albert_layers.0.ffn_output",
+            attention_norm="albert_layers.0.attention.LayerNorm",
+            ffn_norm="albert_layers.0.full_layer_layer_norm",
+        ),
+    ),
+    "modernbert": (
+        LayerTable(
+            layers="layers",
+            output_projection="attn.Wo",
+            query="attn.Wqkv[0/3]",
+            key="attn.Wqkv[1/3]",
+            value="attn.Wqkv[2/3]",
+            ffn_first="mlp.Wi",
+            ffn_second="mlp.Wo",
+            attention_norm="mlp_norm",
+            ffn_norm="next:attn_norm",
+            last_norm="final_norm",
+        ),
+    ),
+    "bart": (_bart("encoder"), _bart("decoder")),
+    "t5": (_t5("encoder", 1), _t5("decoder", 2)),
+    "gpt2": (
+        LayerTable(
+            layers="h",
+            output_projection="attn.c_proj",
+            query="attn.c_attn[0/3]",
+            key="attn.c_attn[1/3]",
+            value="attn.c_attn[2/3]",
+            ffn_first="mlp.c_fc",
+            ffn_second="mlp.c_proj",
+            attention_norm="ln_2",
+            ffn_norm="next:ln_1",
+            last_norm="ln_f",
+        ),
+    ),
+    "llama": (
+        LayerTable(
+            layers="layers",
+            output_projection="self_attn.o_proj",
+            query="self_attn.q_proj",
+            key="self_attn.k_proj",
+            value="self_attn.v_proj",
+            ffn_first="mlp.up_proj",
+            ffn_second="mlp.down_proj",
+            attention_norm="post_attention_layernorm",
+            ffn_norm="next:input_layernorm",
+            last_norm="norm",
+        ),
+    ),
+}
+
+# site -> (row of the table, side of the module that it names)
+_WHERE = {
+    "attention_output": ("output_projection", "output"),
+    "attention_heads": ("output_projection", "input"),
+    "query": ("query", "output"),
+    "key": ("key", "output"),
+    "value": ("value", "output"),
+    "ffn_input": ("ffn_first", "input"),
+    "ffn_hidden": ("ffn_second", "input"),
+    "ffn_output": ("ffn_second", "output"),
+    "attention_norm": ("attention_norm", "module"),
+    "ffn_norm": ("ffn_norm", "module"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of `of` equal parts of a fused projection's last axis, interleaved by head if `heads` > 1."""
+
+    index: int
+    of: int
+    heads: int = 1
+
+    def read(self, fused: Tensor) -> Tensor:
+        """This part of `fused` [..., of * d] as [..., d]."""
+        folded = fused.unflatten(-1, (self.heads, self.of, -1))
+        return folded[..., self.index, :].flatten(-2)
+
+    def write(self, fused: Tensor, part: Tensor) -> Tensor:
+        """`fused` with this part replaced, as a new tensor."""
+        folded = fused.unflatten(-1, (self.heads, self.of, -1))
+        pieces = list(folded.unbind(-2))
+        pieces[self.index] = part.unflatten(-1, (self.heads, -1))
+        return torch.stack(pieces, -2).flatten(-3)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site of one layer: the module it belongs to, the side of it, and which part of a fused projection."""
+
+    name: str
+    layer: int
+    path: str  # of the module, in the model
+    module: nn.Module
+    side: str  # "input" | "output" | "module"
+    part: Part | None = None
+
+    @property
+    def width(self) -> int:
+        """Length of the vectors at this site."""
+        if self.side == "module":
+            return int(self.module.weight.shape[0])  # type: ignore[union-attr,index]
+        fan_in, fan_out = features(self.module)
+        if self.side == "input":
+            return fan_in
+        return fan_out // self.part.of if self.part else fan_out
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear projection, whichever way it stores its weight."""
+    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """The weight of a linear projection as a view of shape (out, in)."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _resolve(root: nn.Module, path: str) -> tuple[str, nn.Module] | None:
+    for option in path.split("|"):
+        try:
+            return option, root.get_submodule(option)
+        except AttributeError:
+            continue
+    return None
+
+
+class Sites:
+    """All sites of a model: `sites(layer, name)` gives one, `len(sites)` is the number of layers.
+
+    In encoder-decoder models the encoder's layers come first, then the decoder's; only self-attention counts.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        kind = model.config.model_type
+        if kind not in ARCHITECTURES:
+            raise UnsupportedError(
+                f"architecture {kind!r} has no table of sites (known: {', '.join(ARCHITECTURES)}). Write one: "
+                f"hadamard_toolkit.sites.ARCHITECTURES[{kind!r}] = (LayerTable(layers='…', output_projection='…', "
+                "query='…', key='…', value='…', ffn_first='…', ffn_second='…', attention_norm='…', ffn_norm='…'),), "
+                "with module paths as in dict(model.base_model.named_modules())"
+            )
+        self.model = model
+        self.base: nn.Module = model.base_model
+        self._prefix = next(name for name, module in model.named_modules() if module is self.base)
+        self._rows: list[tuple[LayerTable, int, int]] = []
+        for table in ARCHITECTURES[kind]:
+            count = len(self.base.get_submodule(table.layers))  # type: ignore[arg-type]
+            self._rows += [(table, index, count) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def layers(self, chosen: str | Iterable[int] = "all") -> list[int]:
+        """`"all"` or indices, checked against this model; negative indices count from the end."""
+        if isinstance(chosen, str):
+            check_choice("layers", chosen, ["all"])
+            return list(range(len(self)))
+        found = []
+        for layer in chosen:
+            if not isinstance(layer, int) or isinstance(layer, bool) or not -len(self) <= layer < len(self):
+                raise ArgumentError(
+                    f"layers={tuple(chosen)!r} is not allowed: {layer!r} is not a layer of this model, "
+                    f"which has layers 0 to {len(self) - 1}"
+                )
+            found.append(layer % len(self))
+        return sorted(set(found))
+
+    def __call__(self, layer: int, name: str) -> Site:
+        """The site `name` of layer `layer`; an `ArgumentError` for an unknown name or layer."""
+        check_choice("site", name, SITES)
+        [layer] = self.layers([layer])
+        table, index, count = self._rows[layer]
+        row, side = _WHERE[name]
+        path, _, bracket = getattr(table, row).partition("[")
+        root = f"{table.layers}.{index}."
+        if path.startswith("next:"):
+            path = path.removeprefix("next:")
+            root = f"{table.layers}.{index + 1}."
+            if index + 1 == count:
+                root, path = "", table.last_norm
+        resolved = _resolve(self.base, "|".join(root + option for option in path.split("|")))
+        if resolved is None:
+            raise UnsupportedError(
+                f"{type(self.model).__name__} has no site {name!r} in layer {layer}: {root + path} is missing"
+            )
+        path, module = resolved
+        return Site(name, layer, f"{self._prefix}.{path}" if self._prefix else path, module, side, self._part(bracket))
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the base model, by its name in the whole model."""
+        base = {id(parameter) for parameter in self.base.parameters()}
+        return {name: p for name, p in self.model.named_parameters() if id(p) in base}
+
+    def _part(self, bracket: str) -> Part | None:
+        if not bracket:
+            return None
+        index, _, of = bracket.rstrip("]").partition("/")
+        heads = self.model.config.num_attention_heads if of.endswith("*") else 1
+        return Part(int(index), int(of.rstrip("*")), heads)
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The task head: every parameter of `model` outside its base model, by name."""
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in base}
+
+
+def unshare(model: PreTrainedModel) -> Callable[[], None] | None:
+    """Give every depth step of a layer-sharing model (ALBERT) its own modules over the *same* parameters.
+
+    Each step then has a place of its own to attach to, and no forward pass has to count steps. Returns the
+    call that undoes it, or None where layers are not shared.
+    """
+    config = model.config
+    if config.model_type != "albert" or config.num_hidden_groups == config.num_hidden_layers:
+        return None
+    if config.inner_group_num != 1:
+        raise UnsupportedError(f"albert with inner_group_num={config.inner_group_num} is not supported; only 1 is")
+    encoder: Any = model.base_model.encoder
+    shared, groups = encoder.albert_layer_groups, config.num_hidden_groups
+    steps = []
+    for step in range(config.num_hidden_layers):
+        group = shared[int(step / (config.num_hidden_layers / groups))]
+        same: dict[int, Any] = {id(t): t for t in chain(group.parameters(), group.buffers())}
+        steps.append(copy.deepcopy(group, {**same, id(config): config}))
+    encoder.albert_layer_groups = nn.ModuleList(steps)
+    config.num_hidden_groups = config.num_hidden_layers
+
+    def undo() -> None:
+        for step in steps:
+            for ours, theirs in zip(step.modules(), shared[0].modules(), strict=False):
+                theirs.training = ours.training
+        encoder.albert_layer_groups = shared
+        config.num_hidden_groups = groups
+
+    return undo
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give every depth step of an `unshare`d model its own copy of the parameters."""
+    for step in model.base_model.encoder.albert_layer_groups:  # type: ignore[union-attr]
+        for module in step.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))

@@ -1,0 +1,142 @@
+"""Sites: the tables name real modules, and a site is where its name says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hadamard_toolkit import sites
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.sites import SITES, Part, Sites, head_parameters, unshare
+from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+
+
+def test_every_architecture_of_the_design_has_a_table() -> None:
+    assert set(ARCHITECTURES) == set(sites.ARCHITECTURES)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_site_of_every_layer_exists_and_has_the_width_of_what_passes_it(architecture: str) -> None:
+    model = tiny_model(architecture)
+    unshare(model)
+    places = Sites(model)
+    assert len(places) == 3
+    seen: dict[tuple[int, str], int] = {}
+
+    for layer in range(3):
+        for name in SITES:
+            site = places(layer, name)
+            if site.side == "module":
+                assert "Norm" in type(site.module).__name__
+                seen[layer, name] = site.width
+                continue
+
+            def record(
+                module: nn.Module, args: tuple[Tensor, ...], output: Tensor, site: sites.Site = site
+            ) -> None:
+                passing = args[0] if site.side == "input" else output
+                passing = site.part.read(passing) if site.part else passing
+                seen[site.layer, site.name] = passing.shape[-1]
+
+            site.module.register_forward_hook(record)
+    model(**tiny_batch())
+    for layer in range(3):
+        for name in SITES:
+            assert seen[layer, name] == places(layer, name).width, (layer, name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scaling_a_projection_at_its_site_reaches_only_that_projection(architecture: str) -> None:
+    """Zeroed values silence the attention heads; zeroed queries make attention blind to content."""
+    model = tiny_model(architecture)
+    unshare(model)
+    places = Sites(model)
+    heads: list[Tensor] = []
+    places(0, "attention_heads").module.register_forward_pre_hook(lambda m, args: heads.append(args[0]))
+    value = places(0, "value")
+    model(**tiny_batch())
+
+    def silence(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return value.part.write(output, value.part.read(output) * 0) if value.part else output * 0
+
+    value.module.register_forward_hook(silence)
+    model(**tiny_batch())
+    # deberta adds the value bias behind the projection
+    expected = model.base_model.encoder.layer[0].attention.self.v_bias if architecture == "deberta" else torch.zeros(1)
+    assert heads[0].abs().max() > 0
+    torch.testing.assert_close(heads[1], expected.expand_as(heads[1]), atol=1e-6, rtol=0)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_parts_of_a_fused_projection(of: int, heads: int, width: int, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, of - 1))
+    part = Part(index, of, heads)
+    fused = torch.randn(2, of * heads * width)
+    taken = part.read(fused)
+    assert torch.equal(part.write(fused, taken), fused)
+    changed = part.write(fused, taken + 1)
+    assert torch.equal(part.read(changed), taken + 1)
+    others = [Part(i, of, heads) for i in range(of) if i != index]
+    assert all(torch.equal(other.read(changed), other.read(fused)) for other in others)
+
+
+def test_contiguous_thirds_are_those_of_chunk() -> None:
+    fused = torch.randn(5, 12)
+    assert all(torch.equal(Part(i, 3).read(fused), fused.chunk(3, -1)[i]) for i in range(3))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_head_is_what_the_base_model_lacks(architecture: str) -> None:
+    model = tiny_model(architecture)
+    head = head_parameters(model)
+    base = sum(1 for _ in model.base_model.parameters())
+    assert head
+    assert len(head) + base == sum(1 for _ in model.parameters())
+
+
+def test_unshare_keeps_outputs_parameters_and_undoes_itself() -> None:
+    model = tiny_model("albert")
+    keys, count = list(model.state_dict()), sum(p.numel() for p in model.parameters())
+    before = model(**tiny_batch()).logits
+    undo = unshare(model)
+    assert undo is not None
+    assert len(model.albert.encoder.albert_layer_groups) == 3
+    assert sum(p.numel() for p in model.parameters()) == count, "the same tensors"
+    assert torch.equal(model(**tiny_batch()).logits, before)
+    undo()
+    assert list(model.state_dict()) == keys
+    assert model.config.num_hidden_groups == 1
+    assert torch.equal(model(**tiny_batch()).logits, before)
+    assert unshare(tiny_model("bert")) is None
+
+
+def test_layers_are_checked() -> None:
+    places = Sites(tiny_model("bert"))
+    assert places.layers("all") == [0, 1, 2]
+    assert places.layers((2, -3, 2)) == [0, 2]
+    for bad in ((3,), (-4,), (1.0,), (True,)):
+        with pytest.raises(ArgumentError, match="is not a layer of this model, which has layers 0 to 2"):
+            places.layers(bad)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="layers='some'"):
+        places.layers("some")
+    with pytest.raises(ArgumentError, match="site='attention' is not allowed"):
+        places(0, "attention")
+
+
+def test_a_table_that_does_not_fit_says_what_is_missing() -> None:
+    model = tiny_model("bert")
+    del model.bert.encoder.layer[1].attention.output.LayerNorm
+    with pytest.raises(UnsupportedError, match="no site 'attention_norm' in layer 1.*LayerNorm is missing"):
+        Sites(model)(1, "attention_norm")
+
+
+def test_a_user_can_add_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("bert")
+    model.config.model_type = "novel"
+    monkeypatch.setitem(sites.ARCHITECTURES, "novel", copy.copy(sites.ARCHITECTURES["bert"]))
+    assert Sites(model)(0, "query").path == "bert.encoder.layer.0.attention.self.query"
