@@ -1,0 +1,107 @@
+# make setup       environment in .venv, embedded backbone and data (checksums verified)
+# make test        setup, ruff, mypy, unit tests, notebook hygiene, nbval
+# make reproduce   setup, every notebook in the smoke profile into build/notebooks, its figures into build/figures
+# make notebooks   rewrite the committed notebooks/*.ipynb from their scripts, executed
+# make figures     the figures alone (so far the notebooks make them)
+# make clean       remove what the targets above made, except downloads
+#
+# Choices, all optional:
+#   PYTHON=python3.12        which Python makes the environment (3.11 or later)
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                            a further index for torch: this one holds the small CPU build, …/whl/cu128 a CUDA build;
+#                            unset, pip takes what your index offers
+#   JOBS=2                   notebooks or test files at once
+#   OMP_NUM_THREADS=1        threads of each of them; the committed outputs were made with 1
+#   HADAMARD_PROFILE=paper   sizes of the paper instead of smoke (make reproduce; wants a GPU)
+#   HF_HUB_OFFLINE=0         allow the hub (GLUE without a local folder)
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+TORCH_INDEX ?=
+export OMP_NUM_THREADS ?= 1
+export HADAMARD_PROFILE ?= smoke
+export HF_HUB_OFFLINE ?= 1
+export HF_DATASETS_OFFLINE ?= $(HF_HUB_OFFLINE)
+export TRANSFORMERS_OFFLINE ?= $(HF_HUB_OFFLINE)
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+FETCHED := $(or $(HADAMARD_CACHE),data/cache)/.fetched
+LIBRARY := $(shell find hadamard_toolkit -name '*.py')
+SCRIPTS := $(sort $(wildcard notebooks/[0-9][0-9]_*.py))
+EXECUTED_IN := build/notebooks$(if $(filter-out smoke,$(HADAMARD_PROFILE)),-$(HADAMARD_PROFILE))
+FIGURES_IN := $(if $(filter smoke,$(HADAMARD_PROFILE)),build/)figures
+EXECUTED := $(SCRIPTS:notebooks/%.py=$(EXECUTED_IN)/%.ipynb)
+COMMITTED := $(SCRIPTS:notebooks/%.py=build/stamps/%)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test lint unit nbval reproduce executed notebooks figures clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup: $(FETCHED)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is missing or older than 3.11; name another with PYTHON=python3.12"; exit 1; }
+	@if ! $(PYTHON) -m venv $(VENV) > /dev/null 2>&1; then \
+		echo "make: $(PYTHON) has no working venv module (Debian: package python3-venv); using virtualenv instead"; \
+		rm -rf $(VENV); \
+		$(PYTHON) -m virtualenv --version > /dev/null 2>&1 || $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv; \
+		PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); \
+	fi
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --progress-bar off $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[notebooks,test]"
+	@touch $@
+
+$(FETCHED): $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/hadamard fetch
+	@mkdir -p $(@D) && touch $@
+
+# The committed outputs are smoke outputs without progress bars, whatever the shell says.
+test lint unit nbval notebooks: export HADAMARD_PROFILE := smoke
+test lint unit nbval notebooks: export HADAMARD_PROGRESS := 0
+
+test: lint unit nbval
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: lint
+	$(BIN)/python -m pytest -q tests -n $(JOBS) --dist loadfile --durations=10
+
+# Every notebook again, in a fresh kernel; the cells tagged nbval-check-output must print what is committed.
+nbval: unit
+	$(BIN)/python -m pytest -q notebooks @notebooks/nbval.args -n $(JOBS) --dist loadfile
+
+reproduce: executed figures
+	@echo; echo "Notebooks, executed in the $(HADAMARD_PROFILE) profile, in $(EXECUTED_IN)/"
+	@ls -1sh $(EXECUTED_IN) | sed '1d; s/^/  /'
+	@echo "Figures, each as .pdf, .png and .json (where its numbers come from), in $(FIGURES_IN)/"
+	@ls -1 $(FIGURES_IN) 2> /dev/null | sed -n 's/\.pdf$$//p' | sed 's/^/  /'
+	@echo "Open them with  $(BIN)/jupyter lab $(EXECUTED_IN)"
+
+executed: setup
+	@$(MAKE) --no-print-directory -j$(JOBS) $(EXECUTED)
+
+$(EXECUTED_IN)/%.ipynb: notebooks/%.py notebooks/build.py $(LIBRARY) | $(FETCHED)
+	@$(BIN)/python notebooks/build.py $< $@
+
+notebooks: setup
+	@$(MAKE) --no-print-directory -j$(JOBS) $(COMMITTED)
+
+build/stamps/%: notebooks/%.py notebooks/build.py $(LIBRARY) | $(FETCHED)
+	@$(BIN)/python notebooks/build.py $< notebooks/$*.ipynb
+	@mkdir -p $(@D) && touch $@
+
+figures: executed
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,248 @@
+"""Pretrained encoders as plain `transformers` models: pinned ones from the package registry, hub ids, local folders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from hadamard_toolkit.downloads import checked_sha256
+from hadamard_toolkit.errors import (
+    ArgumentError,
+    DataError,
+    ToolkitError,
+    UnsupportedError,
+    check_choice,
+    check_range,
+)
+from hadamard_toolkit.pinned import PINNED, pinned_folder
+
+_AUTO: dict[str, Any] = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "span": AutoModelForQuestionAnswering,
+    "masked-lm": AutoModelForMaskedLM,
+}
+HEADS = tuple(_AUTO)
+
+
+def load_backbone(
+    name: str = "minilm-l6", *, labels: int = 2, head: str = "classification", seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained model with a fresh head, and its tokenizer.
+
+    `name` is a pinned backbone (`minilm-l6`, `mpnet-base`: downloaded once, SHA-256 checked at every load), a
+    local folder, or a hub id. `head` is one of `HEADS`; `labels` counts for `classification` only (regression has
+    one output, a span two). The model is in float32 and evaluation mode. The same `seed` gives the same head, byte
+    for byte, and the global random state is neither used nor changed. Weights are read from safetensors only; no
+    remote code is run.
+
+    Raises `ArgumentError` for a bad `name`, `labels` or `head`, `UnsupportedError` where the architecture has no
+    such head, `DownloadError` for a pinned file that is damaged or out of reach, `DataError` for weights that do
+    not fit.
+    """
+    check_choice("head", head, HEADS)
+    _check_labels(labels, head)
+    source, offline = _source(name)
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise _unreachable(name, offline, error) from error
+        _set_head(config, head, labels)
+        auto = _auto_class(config, head)
+        try:
+            with seeded(seed):
+                model, report = auto.from_pretrained(
+                    source,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    local_files_only=offline,
+                    trust_remote_code=False,
+                )
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, local_files_only=offline, trust_remote_code=False
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise DataError(
+                f"backbone {name!r} cannot be loaded (it needs config.json, safetensors weights and tokenizer files; "
+                f"nothing is ever unpickled): {_first_line(error)}"
+            ) from error
+    _check_complete(name, model, report)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    _set_padding(model, tokenizer.pad_token_id)
+    return model.eval(), tokenizer
+
+
+def backbone_from_config(
+    config: PreTrainedConfig, *, labels: int = 2, head: str = "classification", seed: int = 0
+) -> PreTrainedModel:
+    """A randomly initialised model of `config`, which is left as it is; also under `torch.device("meta")`.
+
+    Arguments and errors as in `load_backbone`. The model is in evaluation mode.
+    """
+    check_choice("head", head, HEADS)
+    _check_labels(labels, head)
+    config = copy.deepcopy(config)
+    _set_head(config, head, labels)
+    auto = _auto_class(config, head)
+    with _quiet(), seeded(seed):
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    _set_padding(model, None)
+    return model.eval()
+
+
+def backbone_provenance(name: str) -> dict[str, Any]:
+    """What a record must say of a backbone: name, source, revision, SHA-256 of each weights file, note.
+
+    For a hub id the weights must have been loaded before (they are read from the hub's local cache).
+    """
+    if name in PINNED:
+        pinned = PINNED[name]
+        packages = ", ".join(f"{part.project} {part.version}" for part in pinned.distributions)
+        return {
+            "name": name,
+            "source": f"{pinned.source} (package {packages})",
+            "revision": None,
+            "sha256": {
+                file: digest for file, digest in pinned.files.items() if file.endswith(".safetensors")
+            },
+            "licence": pinned.licence,
+            "note": pinned.note,
+        }
+    source, offline = _source(name)
+    folder = Path(source) if offline else _hub_snapshot(name)
+    return {
+        "name": Path(name).name if offline else name,
+        "source": "local folder" if offline else "hub",
+        "revision": None if offline else folder.name,
+        "sha256": {file.name: checked_sha256(file) for file in sorted(folder.glob("*.safetensors"))},
+        "licence": None,
+        "note": "",
+    }
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch generators seeded by `seed` inside the block; outside, their states are as if it had not run."""
+    # torch.manual_seed would also queue a seed for a GPU that is not initialised yet, and so leak out of the block.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No loading bar, and no report of the fresh head (`_check_complete` tells a fresh head from lost weights)."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_labels(labels: int, head: str) -> None:
+    if not isinstance(labels, int) or isinstance(labels, bool):
+        raise ArgumentError(f"labels={labels!r} is not allowed; it must be a whole number")
+    check_range("labels", labels, least=2 if head == "classification" else 1)
+
+
+def _source(name: str) -> tuple[str, bool]:
+    """What `from_pretrained` reads, and whether it lies on this machine."""
+    if name in PINNED:
+        return str(pinned_folder(name)), True
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise DataError(
+                f"folder {name!r} is no backbone: it needs config.json and *.safetensors weights "
+                "(a pytorch_model.bin is never unpickled; save it again with save_pretrained)"
+            )
+        return str(folder), True
+    return name, False
+
+
+def _unreachable(name: str, offline: bool, error: Exception) -> ToolkitError:
+    if offline:
+        return DataError(f"backbone {name!r} has no readable config.json: {_first_line(error)}")
+    return ArgumentError(
+        f"name={name!r} is not allowed: it is no pinned backbone ({', '.join(map(repr, PINNED))}), no local folder, "
+        f"and no hub id within reach (the hub answered: {_first_line(error)})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _set_head(config: PreTrainedConfig, head: str, labels: int) -> None:
+    if head == "classification":
+        config.num_labels, config.problem_type = labels, "single_label_classification"
+    elif head == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+    elif head == "span":
+        config.num_labels = 2
+
+
+def _auto_class(config: PreTrainedConfig, head: str) -> Any:
+    auto = _AUTO[head]
+    if type(config) not in auto._model_mapping:
+        raise UnsupportedError(f"architecture {config.model_type!r} has no head {head!r} in transformers")
+    return auto
+
+
+def _check_complete(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Only the head, and a pooler where the checkpoint has none, may be fresh."""
+    prefix = f"{model.base_model_prefix}."
+    lost = sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key)
+    if lost or report["mismatched_keys"]:
+        wrong = lost or sorted(str(key) for key in report["mismatched_keys"])
+        raise DataError(
+            f"backbone {name!r} lacks {len(wrong)} weights of its architecture, the first {wrong[0]!r}"
+        )
+
+
+def _set_padding(model: PreTrainedModel, pad: int | None) -> None:
+    """Give decoder-only models the padding id by which they find the last token."""
+    # Only after the model is built: a padding id known earlier would zero that token's embedding.
+    if getattr(model.config, "pad_token_id", None) is None:
+        end = getattr(model.config, "eos_token_id", None)
+        known = isinstance(end, int) and end < model.config.vocab_size
+        model.config.pad_token_id = pad if pad is not None else end if known else 0
+
+
+def _hub_snapshot(name: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    if not isinstance(found, str):
+        raise ArgumentError(
+            f"name={name!r} is no pinned backbone, no local folder, and not in the hub's local cache"
+        )
+    return Path(found).parent

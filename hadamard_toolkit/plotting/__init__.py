@@ -1,0 +1,20 @@
+"""Tables in, paper figures out: `plots` draws, `style` sets the look, `save` writes .pdf, .png and .json."""
+
+from hadamard_toolkit.plotting.export import Saved, save, table_hash
+from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
+from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
+
+__all__ = [
+    "WIDTHS",
+    "Saved",
+    "centred",
+    "frame",
+    "looks",
+    "new_figure",
+    "save",
+    "score_by_method",
+    "style",
+    "table_hash",
+    "training_curves",
+    "vectors_by_layer",
+]

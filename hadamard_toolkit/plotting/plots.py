@@ -1,0 +1,271 @@
+"""The figures: each function checks a tidy table and returns a figure; nothing is saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting.style import FAINT, GRID, Look, frame, looks, new_figure, style
+
+IDENTITY = {"weight": 1.0, "bias": 0.0}
+EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+VECTOR_TITLES = {"weight": "Weight, learned W − 1", "bias": "Bias, learned b"}
+
+
+def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> None:
+    """Raise `ArgumentError` unless `table` has rows, the `columns`, and finite `numbers` among them."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ArgumentError(
+            f"table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, table.columns))}"
+        )
+    if table.empty:
+        raise ArgumentError("table has no rows; there is nothing to draw")
+    for column in numbers:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            raise ArgumentError(f"table[{column!r}] is of type {table[column].dtype}; numbers are needed")
+        if not np.isfinite(table[column].to_numpy(dtype=float)).all():
+            raise ArgumentError(
+                f"table[{column!r}] holds missing or infinite values; drop or explain them first"
+            )
+
+
+def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+    """How far each layer's Hadamard vectors moved from the identity, by task.
+
+    Table: one row per learned coordinate: `task`, `layer` (from 0), `vector` (`"weight"` or `"bias"`), `value` (the
+    entry of W or b itself; the figure shows W − 1 and b, the distances from the identity). Seeds, if there is a column
+    `seed`, are pooled and counted. Drawn per layer and task: median (mark), middle 50 % (bar) and middle 90 % (line) of
+    the coordinates. The outer 10 % is left out: a few outlier coordinates would flatten all else. At most eight tasks.
+    """
+    require(table, "task", "layer", "vector", "value", numbers=("layer", "value"))
+    unknown = set(table["vector"]) - set(IDENTITY)
+    if unknown:
+        raise ArgumentError(f"table['vector'] holds {sorted(unknown)}; allowed are {sorted(IDENTITY)}")
+    shown = [vector for vector in IDENTITY if (table["vector"] == vector).any()]
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    with style():
+        figure = new_figure(venue)
+        axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        drawn = looks(table["task"])
+        for axis, vector in zip(axes, shown, strict=True):
+            part = table[table["vector"] == vector]
+            _stripes(axis, len(layers))
+            axis.axhline(0, color=FAINT, linewidth=0.6, zorder=1)
+            for place, (task, look) in enumerate(drawn.items()):
+                offset = (place - (len(drawn) - 1) / 2) * min(0.8 / len(drawn), 0.22)
+                of_task = part[part["task"] == task]
+                for column, layer in enumerate(layers):
+                    values = of_task.loc[of_task["layer"] == layer, "value"].to_numpy(dtype=float)
+                    if values.size:
+                        _spread(axis, column + offset, values - IDENTITY[vector], look)
+            axis.set_title(VECTOR_TITLES[vector])
+            axis.yaxis.set_major_locator(MaxNLocator(6, symmetric=True, steps=[1, 2, 4, 5, 10]))
+            axis.tick_params(axis="x", length=0)
+        axes[-1].set_xticks(range(len(layers)), [str(layer) for layer in layers])
+        axes[-1].set_xlim(-0.5, len(layers) - 0.5)
+        axes[-1].set_xlabel("Layer")
+        note = f"Mark: median; bar: middle 50 %; line: middle 90 % of {_counted(table)}. The outer 10 % is not drawn."
+        frame(figure, 1.3 * len(shown) + 0.25, handles=_handles(drawn, wide=True), note=note)
+    return figure
+
+
+def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: str = "neurips") -> Figure:
+    """The course of training: one panel per task, one line per method (mean over seeds, band from worst to best).
+
+    Table: `method`, `task`, `seed`, `stage`, `epoch`, `split`, `metric`, `value`. Only rows of `split` are drawn;
+    within a task they must share one metric. Stages follow one another on the axis, in the order in which they first
+    appear for a method; a dotted line marks where the next begins.
+    """
+    columns = ("method", "task", "seed", "stage", "epoch", "split", "metric", "value")
+    require(table, *columns, numbers=("epoch", "value"))
+    part = table[table["split"] == split]
+    if part.empty:
+        raise ArgumentError(
+            f"split={split!r} is not in the table; it has {sorted(map(str, table['split'].unique()))}"
+        )
+    part = _in_sequence(part)
+    with style():
+        figure, panels, height = _panels(part["task"], venue, height=1.4)
+        drawn = looks(part["method"])
+        for axis, (task, rows) in zip(panels, part.groupby("task", sort=False, observed=True), strict=True):
+            metrics = rows["metric"].unique()
+            if len(metrics) > 1:
+                raise ArgumentError(
+                    f"table['metric'] holds {sorted(metrics)} for task {task!r}; keep one per task"
+                )
+            switches: set[float] = set()
+            for method, of_method in rows.groupby("method", sort=False, observed=True):
+                _curve(axis, of_method, drawn[method])
+                switches |= set(of_method.groupby("stage", sort=False, observed=True)["step"].max().iloc[:-1])
+            for switch in sorted(switches):
+                axis.axvline(switch + 0.5, color=FAINT, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
+            axis.set_title(str(task))
+            axis.set_ylabel(_readable(str(metrics[0])))
+            axis.grid(axis="y")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+            axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        _label_below(panels, "Epoch, all stages" if part["stage"].nunique() > 1 else "Epoch")
+        seeds = part["seed"].nunique()
+        note = f"{_readable(split)} rows. " + (
+            "Line: mean, band: worst to best of " if seeds > 1 else "From "
+        )
+        note += _plural(seeds, "seed") + ". "
+        note += "Dotted: a method's next stage begins." if part["stage"].nunique() > 1 else ""
+        frame(figure, height, handles=_handles(drawn), note=note)
+    return figure
+
+
+def score_by_method(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+    """Every run's score: one panel per task, one row per method, a dot per seed, mean and ± one standard deviation.
+
+    Table: `task`, `method`, `seed`, `score`, one row per run. Methods keep the order of the table, the first on top.
+    With one seed no spread is drawn, and the note says so.
+    """
+    require(table, "task", "method", "seed", "score", numbers=("score",))
+    repeated = table.duplicated(["task", "method", "seed"])
+    if repeated.any():
+        first = table.loc[repeated, ["task", "method", "seed"]].iloc[0].to_dict()
+        raise ArgumentError(
+            f"table has more than one row for {first}; one row per task, method and seed is drawn"
+        )
+    methods = list(dict.fromkeys(table["method"]))
+    with style():
+        figure, panels, height = _panels(
+            table["task"], venue, height=0.42 + 0.19 * len(methods), labels=methods
+        )
+        drawn = looks(methods)
+        for axis, (task, rows) in zip(panels, table.groupby("task", sort=False, observed=True), strict=True):
+            for place, method in enumerate(methods):
+                scores = rows.loc[rows["method"] == method, "score"].to_numpy(dtype=float)
+                _row(axis, place, scores, drawn[method])
+            axis.set_title(str(task))
+            axis.set_ylim(len(methods) - 0.4, -0.6)
+            axis.set_yticks(range(len(methods)), [str(method) for method in methods])
+            axis.tick_params(axis="y", length=0)
+            axis.spines["left"].set_visible(False)
+            axis.grid(axis="x")
+            axis.margins(x=0.12)
+            axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        _label_below(panels, metric)
+        seeds = table.groupby(["task", "method"], observed=True)["seed"].nunique()
+        least, most = int(seeds.min()), int(seeds.max())
+        count = (
+            f"n\u00a0=\u00a0{least}" if least == most else f"n\u00a0=\u00a0{least} to {most}"
+        )  # unbroken spaces
+        spread = "mean ± one standard deviation" if most > 1 else "one run, so no spread"
+        frame(
+            figure, height, note=f"Large mark: {spread}. Small dots: the seeds, {count} per method and task."
+        )
+    return figure
+
+
+def _spread(axis: Axes, at: float, values: np.ndarray, look: Look) -> None:
+    five, quarter, middle, three_quarters, ninety_five = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+    axis.vlines(at, five, ninety_five, color=look.colour, linewidth=0.9, zorder=2)
+    axis.vlines(at, quarter, three_quarters, color=look.colour, linewidth=3.2, zorder=3)
+    axis.plot(at, middle, look.marker, color=look.colour, markersize=4.2, zorder=4, **EDGED)
+
+
+def _stripes(axis: Axes, count: int) -> None:
+    for column in range(0, count, 2):
+        axis.axvspan(column - 0.5, column + 0.5, color=GRID, alpha=0.45, linewidth=0, zorder=0)
+
+
+def _in_sequence(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `step`: the epoch counted on over the stages of each method and task."""
+    parts = []
+    for _, rows in table.groupby(["task", "method"], sort=False, observed=True):
+        before = 0.0
+        for _, stage in rows.groupby("stage", sort=False, observed=True):
+            parts.append(stage.assign(step=stage["epoch"] + before))
+            before += float(stage["epoch"].max())
+    return pd.concat(parts)
+
+
+def _curve(axis: Axes, rows: pd.DataFrame, look: Look) -> None:
+    by_step = rows.groupby("step")["value"]
+    mean, least, most = by_step.mean(), by_step.min(), by_step.max()
+    steps = mean.index.to_numpy()
+    axis.fill_between(steps, least, most, color=look.colour, alpha=0.18, linewidth=0)
+    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, **EDGED}
+    axis.plot(steps, mean, markevery=max(1, math.ceil(len(steps) / 6)), **line)
+
+
+def _row(axis: Axes, place: int, scores: np.ndarray, look: Look) -> None:
+    if not scores.size:
+        at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
+        axis.annotate("not run", (0.02, place), fontsize=5.5, color=FAINT, **at)
+        return
+    mean = scores.mean()
+    if scores.size > 1:
+        deviation = scores.std(ddof=1)
+        axis.hlines(place, mean - deviation, mean + deviation, color=look.colour, linewidth=1.6, zorder=3)
+    beneath = np.full(scores.size, place + 0.3)
+    axis.plot(scores, beneath, "o", color=look.colour, alpha=0.6, markersize=2, markeredgewidth=0)
+    axis.plot(mean, place, look.marker, color=look.colour, markersize=4.8, zorder=4, **EDGED)
+
+
+def _panels(
+    tasks: pd.Series, venue: str, *, height: float, labels: Sequence[object] | None = None
+) -> tuple[Figure, list[Axes], float]:
+    """A grid of panels, one per task, and its height: as many in a row as can be read beside the row `labels`."""
+    count = tasks.nunique()
+    figure = new_figure(venue)
+    beside = 0.1 + 0.05 * max(len(str(label)) for label in labels) if labels else 0.0
+    room = max(1, int((figure.get_figwidth() - beside) / 1.25))
+    rows = math.ceil(count / room)
+    columns = math.ceil(count / rows)
+    panels = list(figure.subplots(rows, columns, sharey=labels is not None, squeeze=False).flat)
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return figure, panels[:count], rows * height + 0.15
+
+
+def _label_below(panels: Sequence[Axes], text: str) -> None:
+    """Name the horizontal axis under the lowest panel of each column."""
+    lowest = {panel.get_subplotspec().colspan.start: panel for panel in panels}  # type: ignore[union-attr]
+    for panel in lowest.values():
+        panel.set_xlabel(text)
+
+
+def _handles(drawn: Mapping[Hashable, Look], *, wide: bool = False) -> list[Line2D]:
+    size: dict[str, Any] = {"linewidth": 2.6, "markersize": 4.2} if wide else {}
+    return [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            marker=look.marker,
+            linestyle="-" if wide else look.line,
+            label=str(name),
+            **EDGED,
+            **size,
+        )
+        for name, look in drawn.items()
+    ]
+
+
+def _counted(table: pd.DataFrame) -> str:
+    sizes = table.groupby(["task", "layer", "vector"], observed=True).size()
+    seeds = int(table["seed"].nunique()) if "seed" in table.columns else 1
+    coordinates = f"{int(sizes.max()) // seeds} coordinates"
+    return f"{coordinates} in {_plural(seeds, 'seed')}" if "seed" in table.columns else coordinates
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _readable(name: str) -> str:
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]

