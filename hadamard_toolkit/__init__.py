@@ -1,7 +1,9 @@
-"""Parameter-efficient tuning for research: train every adapter of three papers, then study what tuning does."""
+"""Parameter-efficient tuning for research: train every adapter of three papers, then study what tuning does.
 
-from hadamard_toolkit.adapters.attachment import Attachment, attach, load_attachment
-from hadamard_toolkit.adapters.hadamard import Hadamard
-from hadamard_toolkit.adapters.interop import export_peft
-from hadamard_toolkit.adapters.tuning import BitFit, FullFineTuning, HeadOnly, LayerNormTuning
-from hadamard_toolkit.backbones import backbone_from_config, load_backbone
+The public names are listed in `__init__.pyi`. They are loaded on first use, so that `import hadamard_toolkit` and the
+command line's `--help` do not wait for torch.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

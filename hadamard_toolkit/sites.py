@@ -27,10 +27,12 @@ SITES = {
     "key": "the key projection",
     "value": "the value projection",
     "ffn_input": "what the feed-forward block reads",
+    "ffn_inner": "after the first feed-forward projection, before the activation",
     "ffn_hidden": "the feed-forward activations, before the second projection",
     "ffn_output": "after the second feed-forward projection, before dropout, residual and norm",
     "attention_norm": "the norm that follows the self-attention block",
     "ffn_norm": "the norm that follows the feed-forward block",
+    "ffn_residual": "what that norm reads, feed-forward output plus residual (post-norm architectures)",
 }
 
 
@@ -110,7 +112,10 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
     "electra": (_BERT,),
     "deberta": (
         _derived(
-            _BERT, query=_FUSED_DEBERTA.format(0), key=_FUSED_DEBERTA.format(1), value=_FUSED_DEBERTA.format(2)
+            _BERT,
+            query=_FUSED_DEBERTA.format(0),
+            key=_FUSED_DEBERTA.format(1),
+            value=_FUSED_DEBERTA.format(2),
         ),
     ),
     "deberta-v2": (
@@ -212,10 +217,12 @@ _WHERE = {
     "key": ("key", "output"),
     "value": ("value", "output"),
     "ffn_input": ("ffn_first", "input"),
+    "ffn_inner": ("ffn_first", "output"),
     "ffn_hidden": ("ffn_second", "input"),
     "ffn_output": ("ffn_second", "output"),
     "attention_norm": ("attention_norm", "module"),
     "ffn_norm": ("ffn_norm", "module"),
+    "ffn_residual": ("ffn_norm", "input"),
 }
 
 
@@ -245,26 +252,38 @@ class Site:
     """One site of one layer: the module it belongs to, the side of it, and which part of a fused projection."""
 
     name: str
-    layer: int
+    layer: int | None  # None: outside the layers
     path: str  # of the module, in the model
     module: nn.Module
     side: str  # "input" | "output" | "module"
     part: Part | None = None
 
     @property
+    def label(self) -> str:
+        """What the parts at this site are called in files: `layers.3.query`, or the bare name outside the layers."""
+        return self.name if self.layer is None else f"layers.{self.layer}.{self.name}"
+
+    @property
     def width(self) -> int:
         """Length of the vectors at this site."""
-        if self.side == "module":
-            return int(self.module.weight.shape[0])  # type: ignore[union-attr,index]
+        if self.module.weight.ndim == 1:  # a norm
+            return int(self.module.weight.shape[0])  # type: ignore[index]
         fan_in, fan_out = features(self.module)
         if self.side == "input":
             return fan_in
         return fan_out // self.part.of if self.part else fan_out
 
+    @property
+    def rows(self) -> slice | Tensor:
+        """Indices of the rows of `linear_weight(module)`, and of the bias, that make this site's output."""
+        if self.part is None:
+            return slice(None)
+        return self.part.read(torch.arange(features(self.module)[1], device="cpu"))
+
 
 def features(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear projection, whichever way it stores its weight."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    rows, columns = module.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if isinstance(module, Conv1D) else (int(columns), int(rows))
 
 
@@ -324,12 +343,21 @@ class Sites:
             found.append(layer % len(self))
         return sorted(set(found))
 
+    def post_norm(self, layer: int) -> bool:
+        """Whether the norms of `layer` stand behind its residual additions, as in BERT (not before its blocks)."""
+        [layer] = self.layers([layer])
+        return not self._rows[layer][0].last_norm
+
     def __call__(self, layer: int, name: str) -> Site:
         """The site `name` of layer `layer`; an `ArgumentError` for an unknown name or layer."""
         check_choice("site", name, SITES)
         [layer] = self.layers([layer])
         table, index, count = self._rows[layer]
         row, side = _WHERE[name]
+        if name == "ffn_residual" and not self.post_norm(layer):
+            raise UnsupportedError(
+                f"{type(self.model).__name__} has no site {name!r} in layer {layer}: its norms come before its blocks"
+            )
         path, _, bracket = getattr(table, row).partition("[")
         root = f"{table.layers}.{index}."
         if path.startswith("next:"):
@@ -343,7 +371,9 @@ class Sites:
                 f"{type(self.model).__name__} has no site {name!r} in layer {layer}: {root + path} is missing"
             )
         path, module = resolved
-        return Site(name, layer, f"{self._prefix}.{path}" if self._prefix else path, module, side, self._part(bracket))
+        return Site(
+            name, layer, f"{self._prefix}.{path}" if self._prefix else path, module, side, self._part(bracket)
+        )
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the base model, by its name in the whole model."""
@@ -374,7 +404,9 @@ def unshare(model: PreTrainedModel) -> Callable[[], None] | None:
     if config.model_type != "albert" or config.num_hidden_groups == config.num_hidden_layers:
         return None
     if config.inner_group_num != 1:
-        raise UnsupportedError(f"albert with inner_group_num={config.inner_group_num} is not supported; only 1 is")
+        raise UnsupportedError(
+            f"albert with inner_group_num={config.inner_group_num} is not supported; only 1 is"
+        )
     encoder: Any = model.base_model.encoder
     shared, groups = encoder.albert_layer_groups, config.num_hidden_groups
     steps = []

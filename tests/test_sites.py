@@ -27,9 +27,10 @@ def test_every_site_of_every_layer_exists_and_has_the_width_of_what_passes_it(ar
     places = Sites(model)
     assert len(places) == 3
     seen: dict[tuple[int, str], int] = {}
+    names = [name for name in SITES if name != "ffn_residual" or places.post_norm(0)]
 
     for layer in range(3):
-        for name in SITES:
+        for name in names:
             site = places(layer, name)
             if site.side == "module":
                 assert "Norm" in type(site.module).__name__
@@ -46,8 +47,26 @@ def test_every_site_of_every_layer_exists_and_has_the_width_of_what_passes_it(ar
             site.module.register_forward_hook(record)
     model(**tiny_batch())
     for layer in range(3):
-        for name in SITES:
+        for name in names:
             assert seen[layer, name] == places(layer, name).width, (layer, name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_residual_sum_is_a_site_where_a_norm_reads_it(architecture: str) -> None:
+    model = tiny_model(architecture)
+    unshare(model)
+    places = Sites(model)
+    if architecture in ("modernbert", "t5", "gpt2", "llama"):
+        assert not places.post_norm(0)
+        with pytest.raises(UnsupportedError, match="norms come before its blocks"):
+            places(0, "ffn_residual")
+        return
+    seen: dict[str, Tensor] = {}
+    places(0, "ffn_residual").module.register_forward_pre_hook(lambda m, args: seen.update(sum=args[0]))
+    places(0, "ffn_output").module.register_forward_hook(lambda m, args, output: seen.update(ffn=output))
+    places(0, "ffn_input").module.register_forward_pre_hook(lambda m, args: seen.update(read=args[0]))
+    model(**tiny_batch())
+    torch.testing.assert_close(seen["sum"], seen["ffn"] + seen["read"])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -67,7 +86,11 @@ def test_scaling_a_projection_at_its_site_reaches_only_that_projection(architect
     value.module.register_forward_hook(silence)
     model(**tiny_batch())
     # deberta adds the value bias behind the projection
-    expected = model.base_model.encoder.layer[0].attention.self.v_bias if architecture == "deberta" else torch.zeros(1)
+    expected = (
+        model.base_model.encoder.layer[0].attention.self.v_bias
+        if architecture == "deberta"
+        else torch.zeros(1)
+    )
     assert heads[0].abs().max() > 0
     torch.testing.assert_close(heads[1], expected.expand_as(heads[1]), atol=1e-6, rtol=0)
 
@@ -131,7 +154,7 @@ def test_layers_are_checked() -> None:
 def test_a_table_that_does_not_fit_says_what_is_missing() -> None:
     model = tiny_model("bert")
     del model.bert.encoder.layer[1].attention.output.LayerNorm
-    with pytest.raises(UnsupportedError, match="no site 'attention_norm' in layer 1.*LayerNorm is missing"):
+    with pytest.raises(UnsupportedError, match=r"no site 'attention_norm' in layer 1.*LayerNorm is missing"):
         Sites(model)(1, "attention_norm")
 
 

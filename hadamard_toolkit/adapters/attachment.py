@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import hadamard_toolkit.adapters.hadamard
-import hadamard_toolkit.adapters.tuning  # noqa: F401  (registers)
 from hadamard_toolkit.adapters.base import ROLES, Adapter, Insertion, Tuning, adapter_from_dict, adapter_to_dict
+from hadamard_toolkit.adapters.gates import listen
+from hadamard_toolkit.adapters.masking import BITS, RECORD, Kept, Masking, compact, expand, read_masks, write_masks
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.sites import Sites, head_parameters, unshare, untie
@@ -55,11 +55,13 @@ class Attachment:
         home = nn.Module()
         for label, insertion in self._insertions.items():
             _nest(home, label, insertion.module)
+        home.train(model.training)
         model.requires_grad_(False)
         model.add_module(_HOME, home)
         self._handles: list[Any] = []
         self._merged = False
         self._folded: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}  # what merge() changed, as it was
+        self.masking: Masking | None = None
         self._wire()
         self.train_only(*ROLES)
 
@@ -68,29 +70,39 @@ class Attachment:
         self._insertions: dict[str, Insertion] = {}
         self.tunings: list[Tuning] = []
         self._tuned: dict[str, nn.Parameter] = {}
+        roles: dict[int, str] = {}
         device = next(self.model.parameters()).device
+        # half-precision backbones train their adapters in float32
+        precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
         with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
             torch.manual_seed(self.seed)
             for declared in self.adapter.declare(self.sites):
                 if isinstance(declared, Tuning):
-                    if declared.label not in self._tuned:
+                    parameter = self.model.get_parameter(declared.path)
+                    # of a stack's parts, the first to name a parameter gives it its role
+                    role = roles.setdefault(id(parameter), declared.role)
+                    if declared.label not in self._tuned and declared.role == role:
                         self.tunings.append(declared)
-                        self._tuned[declared.label] = self.model.get_parameter(declared.path)
+                        self._tuned[declared.label] = parameter
                     continue
                 site = declared.site
-                label, copies = f"layers.{site.layer}.{site.name}", 1
+                label, copies = site.label, 1
                 while label in self._insertions:
                     copies += 1
-                    label = f"layers.{site.layer}.{site.name}_{copies}"
+                    label = f"{site.label}_{copies}"
                 if device.type != "meta":
-                    declared.module.to(device)
+                    declared.module.to(device, precision)
                 self._insertions[label] = declared
 
-    def _wire(self, off: frozenset[int] = frozenset()) -> None:
+    def _wire(self, off: frozenset[int | None] = frozenset()) -> None:
         for handle in self._handles:
             handle.remove()
-        active = (i for i in self._insertions.values() if i.site.layer not in off)
+        active = [i for i in self._insertions.values() if i.site.layer not in off]
         self._handles = [handle for insertion in active for handle in insertion.connect()]
+        self._handles += listen(self.sites, active)
+
+    def _unwire(self) -> None:
+        self._wire(frozenset((None, *range(len(self.sites)))))
 
     # parameters ------------------------------------------------------------------------------------------------
 
@@ -105,11 +117,14 @@ class Attachment:
         found: dict[str, nn.Parameter] = {}
         for label, insertion in self._insertions.items():
             for name, parameter in insertion.module.named_parameters():
-                kind = "gate" if name in insertion.module.gates else "adapter"
-                found[f"{kind}.{label}.{name}"] = parameter
-        found |= {f"{t.role}.{t.label}": self._tuned[t.label] for t in self.tunings}
-        found |= {f"head.{name}": parameter for name, parameter in self._head.items()}
+                found[_full_name(label, insertion, name)] = parameter
+        found |= self._outside()
         return {name: p for name, p in found.items() if role is None or name.startswith(f"{role}.")}
+
+    def _outside(self) -> dict[str, nn.Parameter]:
+        """What trains without being a part of the adapter's own: the backbone's parameters and the head."""
+        tuned = {f"{t.role}.{t.label}": self._tuned[t.label] for t in self.tunings}
+        return tuned | {f"head.{name}": parameter for name, parameter in self._head.items()}
 
     def parameters(self, role: str | None = None) -> list[nn.Parameter]:
         """The same as a list, each tensor once (tied norms are one tensor)."""
@@ -122,25 +137,46 @@ class Attachment:
         for role in ROLES:
             for parameter in self.parameters(role):
                 parameter.requires_grad_(role in roles)
+        for insertion in self._insertions.values():
+            for name in insertion.module.frozen:
+                insertion.module.get_parameter(name).requires_grad_(False)
 
     def count(self) -> pd.DataFrame:
         """Parameters by role (rows adapter, norm, gate, head): `trained` now, `stored` by save, `nonzero` allowed.
 
-        `nonzero` counts the entries that no mask forces to zero, whatever their value is. Works on the meta device.
+        `nonzero` counts the entries that no mask forces to zero, whatever their value is; of a masked tensor, save
+        writes just these. Works on the meta device.
         """
         rows = {}
+        removed = self.masking.removed() if self.masking else {}
         for role in ROLES:
-            own = self.parameters(role)
-            stored = sum(p.numel() for p in own)
-            rows[role] = {"trained": sum(p.numel() for p in own if p.requires_grad), "stored": stored, "nonzero": stored}
+            trained = sum(p.numel() for p in self.parameters(role) if p.requires_grad)
+            kept = {id(p): p.numel() for name, p in self._stored().items() if name.startswith(f"{role}.")}
+            stored = sum(kept.values()) - sum(n for name, n in removed.items() if name.startswith(f"{role}."))
+            rows[role] = {"trained": trained, "stored": stored, "nonzero": stored}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("role")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies on the CPU of all parameters, by the names of `named_parameters`."""
         return {name: p.detach().cpu().clone() for name, p in self.named_parameters().items()}
 
+    def stored_state(self) -> dict[str, Tensor]:
+        """Copies on the CPU of what `save` writes: `state_dict`, but prefixes folded out of their training-time network."""
+        return {name: value.detach().cpu().clone() for name, value in self._stored().items()}
+
+    def _stored(self) -> dict[str, Tensor]:
+        parts = self._insertions.items()
+        own = {_full_name(label, i, name): value for label, i in parts for name, value in i.module.stored().items()}
+        return own | self._outside()
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Set parameters from `state`; names that are missing keep their values, unknown names and shapes are refused."""
+        """Set parameters from `state`; names that are missing keep their values, unknown names and shapes are refused.
+
+        `state` is a `state_dict` or a `stored_state`; a part that has two forms takes the one it finds there.
+        """
+        for label, insertion in self._insertions.items():
+            pieces = [name.partition(f".{label}.") for name in state]
+            insertion.module.take_form({name for role, _, name in pieces if role in ("adapter", "gate") and name})
         own = self.named_parameters()
         for name, value in state.items():
             if name not in own:
@@ -150,13 +186,41 @@ class Attachment:
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(value)
+        if self.masking:
+            self.masking.enforce()
+
+    # masks -----------------------------------------------------------------------------------------------------
+
+    @property
+    def insertions(self) -> dict[str, Insertion]:
+        """The adapter's parts at their sites, by the label that their parameters' names bear."""
+        return dict(self._insertions)
+
+    def mask(self, kept: Kept, record: dict[str, Any]) -> None:
+        """Make entries zero and keep them so: `kept` holds a bool tensor by parameter name, True where an entry stays.
+
+        `record` says how the masks came about and is saved with them. `hadamard_toolkit.sparsity` makes both.
+        """
+        if self.masking:
+            raise ArgumentError("this attachment has masks already; remove() them first")
+        if self._merged:
+            raise ArgumentError("this attachment is merged; masks must be there before merge()")
+        self.masking = Masking(self.named_parameters(), kept, record)
+
+    def unmask(self) -> None:
+        """Lift the masks: removed entries take the values that they had when they were removed."""
+        if self._merged:
+            raise ArgumentError("this attachment is merged: its masks are folded in; detach() restores the model")
+        if self.masking:
+            self.masking.release(restore=True)
+            self.masking = None
 
     def vectors(self) -> dict[str, np.ndarray]:
         """Vector parameters stacked over layers: `{"attention_output.weight": array [layers, width], …}`.
 
         Rows of layers that carry none are NaN, so that runs with different `layers` line up.
         """
-        return stack_vectors(self.state_dict(), len(self.sites))
+        return stack_vectors(self.stored_state(), len(self.sites))
 
     # on and off ------------------------------------------------------------------------------------------------
 
@@ -169,7 +233,9 @@ class Attachment:
         if on:
             yield
             return
-        off = frozenset(self.sites.layers(layers))
+        off: frozenset[int | None] = frozenset(self.sites.layers(layers))
+        if layers == "all":
+            off |= {None}
         tunings = [t for t in self.tunings if layers == "all" or t.layer in off]
         trained = {t.label: self._tuned[t.label].detach().clone() for t in tunings}
         try:
@@ -201,14 +267,14 @@ class Attachment:
             insertion.module.check_fold(insertion.site)
         if self._reshare:
             untie(self.model)
-        for insertion in self._insertions.values():
+        for insertion in _from_within(list(self._insertions.values())):
             host = insertion.site.module
             if not self._reshare:
                 bias = host.bias
                 kept = (host.weight.detach().clone(), None if bias is None else bias.detach().clone())  # type: ignore[operator]
                 self._folded.setdefault(host, kept)
             insertion.module.fold(insertion.site)
-        self._wire(frozenset(range(len(self.sites))))
+        self._unwire()
         delattr(self.model, _HOME)
         self._merged = True
         return self.model
@@ -220,24 +286,30 @@ class Attachment:
             for host, (weight, bias) in self._folded.items():
                 host.weight.copy_(weight)  # type: ignore[operator]
                 if bias is None:
-                    host.bias = None
+                    host.bias = None  # type: ignore[assignment]
                 else:
                     host.bias.copy_(bias)  # type: ignore[operator]
         else:
-            self._wire(frozenset(range(len(self.sites))))
+            self._unwire()
             delattr(self.model, _HOME)
         for name, parameter in self._head.items():
             parameter.copy_(self._originals[name])
+        if self.masking:
+            self.masking.release(restore=False)
         self._set({t.label: self._originals[t.path] for t in self.tunings})
         if self._reshare:
             self._reshare()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._requires_grad[name])
-        self._insertions, self.tunings, self._merged = {}, [], False
+        self._insertions, self.tunings, self._merged, self.masking = {}, [], False, None
         return self.model
 
     def save(self, folder: str | Path) -> None:
-        """Write adapter, norms, gates and head to `folder`: `adapter_config.json` and `adapter_model.safetensors`."""
+        """Write adapter, norms, gates and head to `folder`: `adapter_config.json` and `adapter_model.safetensors`.
+
+        With masks, only kept entries are written, and beside them `masks.safetensors` and `masks.json`; `read_state`
+        gives the full tensors back.
+        """
         config = {
             "format": FORMAT,
             "adapter": adapter_to_dict(self.adapter),
@@ -248,16 +320,26 @@ class Attachment:
                 "fingerprint": self._fingerprint,
             },
             "head": type(self.model).__name__,
+            "masks": self.masking is not None,
         }
         target = Path(folder)
-        text = json.dumps(config, indent=2) + "\n"
         if target.is_dir():  # a run's folder that holds more than the adapter
-            atomic_write(target / CONFIG, text)
-            save_file(self.state_dict(), target / WEIGHTS)
+            self._write(target, config)
             return
         with atomic_folder(target) as staging:
-            atomic_write(staging / CONFIG, text)
-            save_file(self.state_dict(), staging / WEIGHTS)
+            self._write(staging, config)
+
+    def _write(self, folder: Path, config: dict[str, Any]) -> None:
+        state = self.stored_state()
+        if self.masking:
+            kept = self.masking.kept
+            write_masks(folder, kept, self.masking.record)
+            state = compact(state, kept)
+        else:
+            for name in (BITS, RECORD):  # of an earlier save
+                (folder / name).unlink(missing_ok=True)
+        atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        save_file(state, folder / WEIGHTS)
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int = 0) -> Attachment:
@@ -273,7 +355,8 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int = 0) -> Attach
 def load_attachment(model: PreTrainedModel, folder: str | Path, *, strict: bool = True) -> Attachment:
     """Attach what `Attachment.save` wrote to `folder`, head included.
 
-    With `strict`, a backbone other than the one it was trained on is refused; shapes must fit in any case.
+    With `strict`, a backbone other than the one it was trained on is refused; shapes must fit in any case. Masks are at
+    work again.
     """
     config = read_config(folder)
     attachment = attach(model, adapter_from_dict(config["adapter"]), seed=config["seed"])
@@ -284,7 +367,9 @@ def load_attachment(model: PreTrainedModel, folder: str | Path, *, strict: bool 
                 f"folder={str(folder)!r} was trained on another backbone (fingerprint {expected}, this model has "
                 f"{found}); load that backbone, or pass strict=False to transplant"
             )
-        attachment.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        if config.get("masks"):
+            attachment.mask(*read_masks(Path(folder)))
+        attachment.load_state_dict(read_state(folder))
     except BaseException:
         attachment.detach()
         raise
@@ -306,6 +391,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def read_state(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a saved attachment by name, in full: entries that a mask has removed are zero."""
+    state = load_file(Path(folder) / WEIGHTS)
+    return expand(state, read_masks(Path(folder))[0]) if read_config(folder).get("masks") else state
+
+
 def stack_vectors(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray]:
     """Stack the one-dimensional adapter and norm tensors of a state over `layers`; see `Attachment.vectors`."""
     stacked: dict[str, np.ndarray] = {}
@@ -317,6 +408,16 @@ def stack_vectors(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray
                 stacked[label] = np.full((layers, value.numel()), np.nan, dtype=np.float32)
             stacked[label][layer] = value.float().numpy()
     return stacked
+
+
+def _full_name(label: str, insertion: Insertion, name: str) -> str:
+    return f"{'gate' if name in insertion.module.gates else 'adapter'}.{label}.{name}"
+
+
+def _from_within(insertions: list[Insertion]) -> list[Insertion]:
+    """In the order of folding: behind a projection first wired first, then before it last wired first."""
+    before = [insertion for insertion in insertions if insertion.site.side == "input"]
+    return [insertion for insertion in insertions if insertion not in before] + before[::-1]
 
 
 def _nest(home: nn.Module, label: str, module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice, check_range
 from hadamard_toolkit.sites import Site, Sites
 
 ROLES = ("adapter", "norm", "gate", "head")
@@ -25,10 +25,19 @@ class SiteModule(nn.Module):
     """The part of an adapter that sits at one site; its parameters are the adapter's own."""
 
     gates: ClassVar[tuple[str, ...]] = ()  # names of parameters with the role "gate"
+    projections: ClassVar[tuple[str, ...]] = ()  # names of the weight matrices that may be pruned
+    frozen: tuple[str, ...] = ()  # names of parameters that are stored but never train
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         """`hidden` [..., width of the site], replaced. `inputs` is what the site's module read."""
         raise NotImplementedError
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a file keeps of this part, by name: its parameters, unless it has a smaller form of the same function."""
+        return dict(self.named_parameters())
+
+    def take_form(self, names: set[str]) -> None:
+        """Take the form whose parameters are `names`, in place, where this part has several. Called before loading."""
 
     def fold(self, site: Site) -> None:
         """Fold this part into the weights of the site's module, exactly. Parts that can be merged override it."""
@@ -155,6 +164,23 @@ def check_layers(layers: Any) -> Layers:
         if not isinstance(layer, int) or isinstance(layer, bool):
             raise ArgumentError(f"layers={chosen!r} is not allowed: {layer!r} is not the index of a layer")
     return tuple(sorted(set(chosen)))
+
+
+def check_targets(targets: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Normalise a `targets` field to a tuple in the order of `allowed`."""
+    if isinstance(targets, str) or not hasattr(targets, "__iter__") or not tuple(targets):
+        raise ArgumentError(f"targets={targets!r} is not allowed; give a tuple of sites, e.g. ({allowed[0]!r},)")
+    chosen = tuple(targets)
+    for target in chosen:
+        check_choice("targets", target, allowed)
+    return tuple(target for target in allowed if target in chosen)
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Raise `ArgumentError` unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{argument}={value!r} is not allowed; it must be a whole number")
+    check_range(argument, value, least=1)
 
 
 def norm_tunings(sites: Sites, layers: Layers, norm: str | None) -> Iterator[Tuning]:

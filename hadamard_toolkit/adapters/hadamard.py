@@ -35,18 +35,20 @@ class HadamardVectors(SiteModule):
         self.bias = nn.Parameter(torch.zeros(width)) if "bias" in vectors else None
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        if self.weight is None:
+            return (hidden + self.bias).to(hidden.dtype)  # type: ignore[operator]  # one of them is there
         if self.bias is None:
             return (hidden * self.weight).to(hidden.dtype)
-        if self.weight is None:
-            return (hidden + self.bias).to(hidden.dtype)
         return torch.addcmul(self.bias, hidden, self.weight).to(hidden.dtype)
 
     def fold(self, site: Site) -> None:
         """After W_O: rows scaled, b_O' = W ⊙ b_O + b. Before it: columns scaled, b_O' = b_O + W_O b. In float64."""
-        weight = linear_weight(site.module)
-        matrix = weight.double()
-        bias = site.module.bias
-        shift = torch.zeros_like(matrix[:, 0]) if bias is None else bias.double()
+        weight, rows = linear_weight(site.module), site.rows
+        if site.module.bias is None and self.bias is not None:
+            site.module.bias = nn.Parameter(torch.zeros_like(weight[:, 0]), requires_grad=False)
+        bias: Tensor | None = site.module.bias  # type: ignore[assignment]
+        matrix = weight[rows].double()
+        shift = torch.zeros_like(matrix[:, 0]) if bias is None else bias[rows].double()
         if site.side == "output":
             if self.weight is not None:
                 matrix, shift = self.weight.double()[:, None] * matrix, self.weight.double() * shift
@@ -57,11 +59,9 @@ class HadamardVectors(SiteModule):
                 shift = shift + matrix @ self.bias.double()
             if self.weight is not None:
                 matrix = matrix * self.weight.double()
-        weight.copy_(matrix)
+        weight[rows] = matrix.to(weight.dtype)
         if bias is not None:
-            bias.copy_(shift)
-        elif self.bias is not None:
-            site.module.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+            bias[rows] = shift.to(bias.dtype)
 
 
 @register
@@ -97,7 +97,9 @@ class Hadamard(Adapter):
             check_choice("vectors", vector, VECTORS)
         object.__setattr__(self, "vectors", tuple(v for v in VECTORS if v in self.vectors))
         if not self.vectors and self.norm is None:
-            raise ArgumentError("vectors=() with norm=None leaves nothing to train; use HeadOnly() for that row")
+            raise ArgumentError(
+                "vectors=() with norm=None leaves nothing to train; use HeadOnly() for that row"
+            )
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         for layer in sites.layers(self.layers):

@@ -1,85 +1,167 @@
-"""Hand trained adapters to stock `peft`, in the files that it reads. `peft` itself is not needed to write them."""
+"""Hand adapters to stock `peft` and take them back, in the files that it reads and writes; it need not be installed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from hadamard_toolkit.adapters.attachment import CONFIG, WEIGHTS, Attachment
-from hadamard_toolkit.adapters.hadamard import Hadamard
-from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.adapters.attachment import CONFIG, WEIGHTS, Attachment, attach
+from hadamard_toolkit.adapters.base import Adapter, norm_tunings
+from hadamard_toolkit.adapters.peft_formats import FORMATS, Tensors, with_norm
+from hadamard_toolkit.adapters.stack import Stack
+from hadamard_toolkit.adapters.tuning import LayerNormTuning
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.sites import Sites, head_parameters
+
+_PREFIX = "base_model.model."
+_NORM = "ln_tuning_layers"
 
 
 def export_peft(attachment: Attachment, folder: str | Path) -> None:
-    """Write a Hadamard attachment as a stock `peft` folder, norms and head included.
+    """Write a LoRA, (IA)³, LayerNorm or Hadamard attachment as a stock `peft` folder, norms and head included.
 
-    A' = W ⊙ A + b behind W_O is GLoRA (Chavan et al. 2023), W_eff = W_O + W_O * A + B and
-    b_eff = b_O + b_O * D + E + W_O C, with A = D = W − 1, E = b and B = C = 0; before W_O, a bias alone is C = b.
-    Load it with `peft.PeftModel.from_pretrained(model, folder)` on the same backbone (peft 0.20 or later).
+    Load it with `peft.PeftModel.from_pretrained(model, folder)` on the same backbone: the logits are the same. A
+    `Stack` of one of them and `LayerNormTuning` goes too. Fused projections become one wider factor or vector.
+    Hadamard is GLoRA there (Chavan et al. 2023; peft 0.20 or later).
 
-    Raises `UnsupportedError` for other adapters and for what GLoRA cannot say: column scaling (W before W_O), a
-    shift of a projection without bias, projections that are no `nn.Linear` (gpt2), depth steps that share one (albert).
+    Raises `UnsupportedError` for other adapters and for what peft cannot say: gates, W before W_O (column scaling), a
+    shift of a projection without bias, GLoRA on projections that are no `nn.Linear` (gpt2), depth steps that share one
+    module (albert).
     """
-    adapter = attachment.adapter
-    if not isinstance(adapter, Hadamard):
-        raise UnsupportedError(f"{type(adapter).__name__} has no export to peft; Hadamard has")
-    before = adapter.placement == "attention_heads"
-    if before and "weight" in adapter.vectors:
-        raise UnsupportedError("peft's GLoRA scales rows of W_O, not columns: W before W_O cannot be exported; merge() it")
-    if not adapter.vectors:
-        raise UnsupportedError("vectors=() inserts no module that peft could hold; save() the norms instead")
-    state: dict[str, Tensor] = {}
-    targets = []
-    for layer in attachment.sites.layers(adapter.layers):
-        site = attachment.sites(layer, adapter.placement)
-        linear = site.module
-        if not isinstance(linear, nn.Linear) or attachment.model.config.model_type == "albert":
-            raise UnsupportedError(f"{site.path} of {type(attachment.model).__name__} cannot be wrapped by peft's GLoRA")
-        if "bias" in adapter.vectors and linear.bias is None:
-            raise UnsupportedError(f"{site.path} has no bias for peft's GLoRA to shift; use vectors=('weight',) or merge()")
-        own = attachment.named_parameters("adapter")
-        label = f"adapter.layers.{layer}.{adapter.placement}"
-        width = linear.out_features
-        scale, shift = own.get(f"{label}.weight"), own.get(f"{label}.bias")
-        gain = torch.zeros(width) if scale is None else scale.detach().cpu() - 1
-        zero = torch.zeros(width)
-        values = {
-            "glora_A.X": gain[:, None],
-            "glora_B.X": zero[:, None],
-            "glora_D.X": gain,
-            "glora_E.X": zero if shift is None or before else shift.detach().cpu(),
-        }
-        if before:
-            assert shift is not None
-            values["glora_C.X"] = shift.detach().cpu()[:, None]
-        else:
-            values["glora_C.zeros"] = torch.zeros(linear.in_features, 1)
-        state |= {f"{site.path}.{name}": value for name, value in values.items()}
-        targets.append(site.path)
-    norms = {t.path: p for t, p in zip(attachment.tunings, attachment.named_parameters("norm").values(), strict=True)}
-    head = {name.removeprefix("head."): p for name, p in attachment.named_parameters("head").items()}
-    saved = {name.rpartition(".")[0] for name in norms | head}
-    state |= {name: parameter.detach().cpu() for name, parameter in (norms | head).items()}
+    body = _body(attachment.adapter)
+    _check_steps(attachment.model)
+    state = attachment.state_dict()
+    norms = {t.path: state[f"norm.{t.label}"] for t in attachment.tunings}
+    saved = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+    if body is None:
+        config: dict[str, Any] = {"target_modules": sorted({name.rpartition(".")[0] for name in norms})}
+        peft_type = "LN_TUNING"
+        tensors = {f".{_NORM}.".join(name.rsplit(".", 1)): value for name, value in norms.items()}
+    else:
+        peft_type = FORMATS[type(body)].peft_type
+        config, tensors = FORMATS[type(body)].write(body, attachment.sites, state)
+        saved |= norms
     config = {
-        "peft_type": "GLORA",
+        "peft_type": peft_type,
         "task_type": None,
-        "config_A_B": "vector",
-        "config_C": "vector" if before else "none",
-        "config_D_E": "vector",
-        "bias": "none",
-        "r": 8,
-        "init_weights": True,
         "inference_mode": True,
         "base_model_name_or_path": None,
-        "target_modules": targets,
-        "modules_to_save": sorted(saved),
+        **config,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}),
     }
     with atomic_folder(Path(folder)) as staging:
         atomic_write(staging / CONFIG, json.dumps(config, indent=2) + "\n")
-        tensors = {f"base_model.model.{name}": value.contiguous().clone() for name, value in state.items()}
-        save_file(tensors, staging / WEIGHTS)
+        save_file(
+            {_PREFIX + name: v.contiguous().clone() for name, v in (tensors | saved).items()},
+            staging / WEIGHTS,
+        )
+
+
+def import_peft(model: PreTrainedModel, folder: str | Path, *, seed: int = 0) -> Attachment:
+    """Attach what stock `peft` saved in `folder` (`save_pretrained`, or `export_peft`), with the same function.
+
+    Reads LoRA, (IA)³, LayerNorm tuning, and GLoRA where it is a Hadamard adapter; norms and heads in
+    `modules_to_save` come along, and a file without a head leaves the model's as it is. A LoRA on a fused projection
+    becomes one on each of its parts. Only safetensors are read. `seed` fills what the file leaves open.
+
+    Raises `ArgumentError` for a folder that holds no such files, `UnsupportedError` for methods and tensors that the
+    toolkit has no equal for, `DataError` for files that do not fit the model.
+    """
+    _check_steps(model)
+    config, tensors = _read(Path(folder))
+    sites = Sites(model)
+    head, norms = _saved(model, tensors, tuning=config["peft_type"] == "LN_TUNING")
+    formats = {known.peft_type: known for known in FORMATS.values()}
+    adapter: Adapter | None = None
+    state: Tensors = {}
+    if config["peft_type"] in formats:
+        adapter, state = formats[config["peft_type"]].read(config, tensors, sites)
+    if norms:
+        norm_adapter, norm_state = _norm_tuning(sites, norms)
+        state |= norm_state
+        joint = with_norm(adapter, norm_adapter.norm, norm_adapter.layers) if adapter else norm_adapter
+        adapter = joint or Stack(*([adapter] if adapter else []), norm_adapter)
+    if tensors:
+        raise UnsupportedError(
+            f"the toolkit has no place for {sorted(tensors)[0]!r} in folder={str(folder)!r}"
+        )
+    if adapter is None:
+        raise DataError(f"folder={str(folder)!r} holds no tensors of an adapter")
+    attachment = attach(model, adapter, seed=seed)
+    try:
+        attachment.load_state_dict(state | {f"head.{name}": value for name, value in head.items()})
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
+
+
+def _body(adapter: Adapter) -> Adapter | None:
+    """The one part that peft has a method for; None if there is nothing but norms."""
+    parts = adapter.adapters if isinstance(adapter, Stack) else (adapter,)
+    others = [part for part in parts if not isinstance(part, LayerNormTuning)]
+    if len(others) > 1 or any(type(part) not in FORMATS for part in others):
+        known = ", ".join(sorted(kind.__name__ for kind in (*FORMATS, LayerNormTuning)))
+        raise UnsupportedError(
+            f"{adapter} has no export to peft; {known} have, and one of them in a Stack with norms"
+        )
+    return others[0] if others else None
+
+
+def _check_steps(model: PreTrainedModel) -> None:
+    if model.config.model_type == "albert":
+        raise UnsupportedError(
+            "albert's depth steps share one module: a step's own adapter cannot be wrapped by peft"
+        )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Tensors]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArgumentError(f"folder={str(folder)!r} holds no peft adapter ({CONFIG} is missing)") from None
+    except ValueError as error:
+        raise DataError(f"{CONFIG} in folder={str(folder)!r} is not valid JSON: {error}") from None
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ArgumentError(f"folder={str(folder)!r} holds no peft adapter: {CONFIG} has no peft_type")
+    known = [known.peft_type for known in FORMATS.values()] + ["LN_TUNING"]
+    if config["peft_type"] not in known:
+        raise UnsupportedError(
+            f"peft_type {config['peft_type']!r} cannot be imported; {', '.join(known)} can"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise ArgumentError(
+            f"folder={str(folder)!r} holds no {WEIGHTS} (a pickled adapter_model.bin is never read)"
+        )
+    return config, {name.removeprefix(_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+
+
+def _saved(model: PreTrainedModel, tensors: Tensors, *, tuning: bool) -> tuple[Tensors, Tensors]:
+    """Take the head's and the backbone's own parameters out of `tensors`."""
+    if tuning:
+        for name in [name for name in tensors if f".{_NORM}." in name]:
+            tensors[name.replace(f".{_NORM}.", ".")] = tensors.pop(name)
+    parameters = dict(model.named_parameters())
+    own = {name: tensors.pop(name) for name in list(tensors) if name in parameters}
+    head = {name: own.pop(name) for name in head_parameters(model) if name in own}
+    return head, own
+
+
+def _norm_tuning(sites: Sites, norms: Tensors) -> tuple[LayerNormTuning, Tensors]:
+    """The LayerNormTuning whose parameters are exactly `norms`, and these by their names in it."""
+    for norm in ("attention", "output", "both"):
+        declared = {layer: list(norm_tunings(sites, (layer,), norm)) for layer in sites.layers()}
+        layers = tuple(
+            layer for layer, parts in declared.items() if all(part.path in norms for part in parts)
+        )
+        state = {f"norm.{part.label}": norms[part.path] for layer in layers for part in declared[layer]}
+        if len(state) == len(norms):
+            return LayerNormTuning(norm, "all" if len(layers) == len(sites) else layers), state
+    raise UnsupportedError(
+        f"the file trains {sorted(norms)[0]!r} and {len(norms) - 1} more of the backbone: no LayerNormTuning does"
+    )

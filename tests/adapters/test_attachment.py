@@ -24,7 +24,19 @@ METHODS: dict[str, Adapter] = {
     "norm": ht.LayerNormTuning(norm="both"),
     "full": ht.FullFineTuning(),
     "head": ht.HeadOnly(),
+    "lora": ht.LoRA(
+        rank=3, targets=("query", "key", "value", "attention_output", "ffn_inner", "ffn_output"), dropout=0.1
+    ),
+    "lora-gated": ht.LoRA(rank=3, gated="masked"),
+    "ia3": ht.IA3(),
+    "houlsby": ht.Houlsby(bottleneck=4),
+    "pfeiffer-gated": ht.Pfeiffer(bottleneck=4, gated="original", dropout=0.1),
+    "parallel": ht.ParallelAdapter(bottleneck=8, scale=4.0),
+    "stack": ht.Stack(
+        ht.LoRA(rank=2, targets=("value", "attention_output")), ht.IA3(), ht.Hadamard(), ht.LoRA(rank=1)
+    ),
 }
+NOT_LINEAR = ("lora-gated", "houlsby", "pfeiffer-gated", "parallel")  # these cannot be merged
 
 
 def logits(model: PreTrainedModel) -> Tensor:
@@ -50,16 +62,24 @@ def test_life_of_an_attachment(architecture: str, method: str, tmp_path: Path) -
     attachment = ht.attach(model, METHODS[method])
     assert torch.equal(logits(model), before), "identity at initialisation"
 
-    model(**tiny_batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+    shake(attachment)  # at its identity, LoRA's B = 0 hides A from the loss
+    labels = torch.tensor([0, 1, 0])
+    loss = model(**tiny_batch(), labels=labels).loss
+    loss.backward()
     ours = {id(p) for p in attachment.parameters()}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in ours) == parameter.requires_grad, name
         assert id(parameter) in ours or parameter.grad is None, name
     reached = [p for p in attachment.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    if method != "full":  # a whole backbone holds parameters that no classifier reads, such as unused embeddings
+    if (
+        method != "full"
+    ):  # a whole backbone holds parameters that no classifier reads, such as unused embeddings
         assert len(reached) == len(attachment.parameters())
 
-    shake(attachment)
+    with torch.no_grad():
+        for parameter in reached:
+            parameter -= 1e-3 * parameter.grad
+        assert model(**tiny_batch(), labels=labels).loss < loss, "a step lowers the loss"
     trained = logits(model)
     assert not torch.allclose(trained, before)
     with attachment.enabled(False):
@@ -68,9 +88,14 @@ def test_life_of_an_attachment(architecture: str, method: str, tmp_path: Path) -
     assert torch.equal(logits(model), trained), "enabled(False) undoes itself"
 
     attachment.save(tmp_path / "saved")
-    attachment.merge()
-    assert torch.allclose(logits(model), trained, atol=1e-5), "merged = unmerged"
-    assert not hasattr(model, "hadamard_attachment")
+    if method in NOT_LINEAR:
+        with pytest.raises(UnsupportedError, match="cannot be merged"):
+            attachment.merge()
+        assert torch.equal(logits(model), trained), "a refused merge changes nothing"
+    else:
+        attachment.merge()
+        assert torch.allclose(logits(model), trained, atol=1e-5), "merged = unmerged"
+        assert not hasattr(model, "hadamard_attachment")
 
     attachment.detach()
     assert torch.equal(logits(model), before)
@@ -105,13 +130,20 @@ def test_exact_key_sets(tmp_path: Path) -> None:
     expected |= {"head.classifier.weight", "head.classifier.bias"}
     assert set(attachment.state_dict()) == expected
     attachment.save(tmp_path / "run")
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_saving_into_a_folder_keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     ht.attach(tiny_model("bert"), ht.Hadamard()).save(tmp_path)
-    assert {f.name for f in tmp_path.iterdir()} == {"note.txt", "adapter_config.json", "adapter_model.safetensors"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "note.txt",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_enabled_off_for_some_layers_only() -> None:

@@ -1,62 +1,230 @@
-"""What stock peft reads is what we trained."""
+"""What stock peft reads is what we trained, and what it wrote is what we read."""
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.adapters.base import Adapter
+from hadamard_toolkit.adapters.lora import TARGETS
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from tests.adapters.test_attachment import logits, shake
-from tests.architectures import tiny_model
+from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
 
 peft = pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Unsupported layer type:UserWarning"
+    ),  # peft says so of every norm that it tunes
+]
+
+LINEAR_WITH_BIAS = ("bert", "roberta", "electra", "deberta", "deberta-v2", "mpnet", "distilbert", "bart")
+WRAPPABLE = tuple(name for name in ARCHITECTURES if name != "albert")
+HADAMARD: list[Adapter] = [
+    ht.Hadamard(),
+    ht.Hadamard(layers=(0, 2), norm="both"),
+    ht.Hadamard(vectors=("weight",), norm=None),
+    ht.Hadamard(placement="attention_heads", vectors=("bias",), norm=None),
+]
+OTHERS: list[Adapter] = [
+    ht.LoRA(rank=3, alpha=5, targets=TARGETS, dropout=0.1),
+    ht.LoRA(rank=2, targets=("value",), layers=(1,)),
+    ht.IA3(),
+    ht.LayerNormTuning(norm="both"),
+    ht.LayerNormTuning(layers=(0, 2)),
+    ht.Stack(ht.LoRA(rank=2), ht.LayerNormTuning(norm="output", layers=(0, 1))),
+]
+CASES = [(name, adapter) for adapter in HADAMARD for name in LINEAR_WITH_BIAS]
+CASES += [(name, adapter) for adapter in OTHERS for name in WRAPPABLE]
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "deberta", "deberta-v2", "mpnet", "distilbert", "bart"])
-@pytest.mark.parametrize(
-    "adapter",
-    [
-        ht.Hadamard(),
-        ht.Hadamard(layers=(0, 2), norm="both"),
-        ht.Hadamard(vectors=("weight",), norm=None),
-        ht.Hadamard(placement="attention_heads", vectors=("bias",), norm=None),
-    ],
-)
-def test_stock_peft_gives_the_same_logits_loaded_and_merged(
-    architecture: str, adapter: ht.Hadamard, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("architecture", "adapter"), CASES)
+def test_there_and_back(architecture: str, adapter: Adapter, tmp_path: Path) -> None:
+    """Equal logits in stock peft, loaded and merged; equal gradients there; and the same adapter when it comes back."""
     ours = tiny_model(architecture)
     attachment = ht.attach(ours, adapter)
     shake(attachment)
     expected = logits(ours)
     ht.export_peft(attachment, tmp_path / "peft")
+
     theirs = peft.PeftModel.from_pretrained(tiny_model(architecture), tmp_path / "peft").eval()
     torch.testing.assert_close(logits(theirs), expected, rtol=0, atol=1e-5)
     merged: PreTrainedModel | Tensor = theirs.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-5)
 
+    back = ht.import_peft(tiny_model(architecture), tmp_path / "peft")
+    assert back.adapter == adapter
+    torch.testing.assert_close(logits(back.model), expected, rtol=0, atol=1e-5)
+    for name, value in back.state_dict().items():
+        torch.testing.assert_close(value, attachment.state_dict()[name], msg=name)
+
+
+def test_stock_peft_has_the_gradients_of_layernorm_tuning(tmp_path: Path) -> None:
+    attachment = ht.attach(tiny_model("bert"), ht.LayerNormTuning(norm="both"))
+    shake(attachment)
+    ht.export_peft(attachment, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_model("bert"), tmp_path, is_trainable=True).eval()
+    for model in (attachment.model, theirs):
+        model(**tiny_batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+    own = dict(zip([t.path for t in attachment.tunings], attachment.parameters("norm"), strict=True))
+    for path, parameter in own.items():
+        module, _, kind = path.rpartition(".")
+        twin = theirs.get_parameter(f"base_model.model.{module}.ln_tuning_layers.default.{kind}")
+        torch.testing.assert_close(parameter.grad, twin.grad, rtol=0, atol=1e-6, msg=path)
+
+
+def trained_by_peft(architecture: str, config: Any, folder: Path) -> Tensor:
+    """Write a stock peft adapter with random weights to `folder`; its logits."""
+    theirs = peft.get_peft_model(tiny_model(architecture), config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    theirs.save_pretrained(folder)
+    return logits(theirs)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "expected"),
+    [
+        (
+            "bert",
+            peft.LoraConfig(r=4, lora_alpha=2, target_modules=["query", "key"]),
+            ht.LoRA(4, 2.0, ("query", "key")),
+        ),
+        (
+            "bert",
+            peft.LoraConfig(
+                task_type="SEQ_CLS", r=4, target_modules=["value"], use_rslora=True, layers_to_transform=[1]
+            ),
+            ht.LoRA(4, 16.0, ("value",), layers=(1,)),
+        ),
+        (
+            "bert",  # two ranks, two scales: the smaller one is padded, and its scale goes into B
+            peft.LoraConfig(r=4, lora_alpha=2, target_modules=["query", "value"], rank_pattern={"value": 6}),
+            ht.LoRA(6, 3.0, ("query", "value")),
+        ),
+        (
+            "gpt2",
+            peft.LoraConfig(r=4, lora_alpha=4, target_modules=["c_attn"], fan_in_fan_out=True),
+            ht.LoRA(4, 4.0, ("query", "key", "value")),
+        ),
+        (
+            "bert",
+            peft.IA3Config(task_type="SEQ_CLS"),
+            ht.IA3(("key", "value", "attention_heads", "ffn_hidden")),
+        ),
+        ("llama", peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]), None),
+        ("bert", peft.LNTuningConfig(target_modules=["output.LayerNorm"]), ht.LayerNormTuning("both")),
+    ],
+)
+def test_what_peft_itself_saved(
+    architecture: str, config: Any, expected: Adapter | None, tmp_path: Path
+) -> None:
+    theirs = trained_by_peft(architecture, config, tmp_path)
+    model = tiny_model(architecture)
+    if expected is None:
+        with pytest.raises(UnsupportedError, match="no LayerNormTuning does"):
+            ht.import_peft(model, tmp_path)
+        return
+    attachment = ht.import_peft(model, tmp_path)
+    assert attachment.adapter == expected
+    torch.testing.assert_close(logits(model), theirs, rtol=0, atol=1e-5)
+
 
 @pytest.mark.parametrize(
     ("architecture", "adapter", "message"),
     [
-        ("bert", ht.LayerNormTuning(), "LayerNormTuning has no export"),
+        ("bert", ht.BitFit(), r"BitFit\(\) has no export.*Hadamard, IA3, LayerNormTuning, LoRA"),
+        ("bert", ht.Stack(ht.LoRA(), ht.IA3()), "has no export"),
+        ("bert", ht.LoRA(gated="masked"), "no gates"),
         ("bert", ht.Hadamard(placement="attention_heads"), "columns"),
         ("bert", ht.Hadamard(vectors=()), "inserts no module"),
         ("gpt2", ht.Hadamard(), "cannot be wrapped"),
-        ("albert", ht.Hadamard(), "cannot be wrapped"),
+        ("albert", ht.LoRA(), "cannot be wrapped"),
         ("llama", ht.Hadamard(), "has no bias"),
     ],
 )
 def test_what_peft_cannot_say_is_refused(
-    architecture: str, adapter: ht.Hadamard, message: str, tmp_path: Path
+    architecture: str, adapter: Adapter, message: str, tmp_path: Path
 ) -> None:
     attachment = ht.attach(tiny_model(architecture), adapter)
     with pytest.raises(UnsupportedError, match=message):
         ht.export_peft(attachment, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            peft.LoraConfig(r=2, target_modules=["query"], use_dora=True),
+            "no place for 'bert.*lora_magnitude_vector",
+        ),
+        (
+            peft.LoraConfig(r=2, target_modules=["query", "pooler.dense"]),
+            "'bert.pooler.dense', which is no projection",
+        ),
+        (peft.LoraConfig(r=2, target_modules=["query"], bias="all"), "no LayerNormTuning does"),
+        (
+            peft.LoraConfig(r=2, target_modules=["query", "layer.1.attention.self.key"]),
+            r"different targets.*1: \['key'",
+        ),
+        (peft.IA3Config(target_modules=["output.dense"], feedforward_modules=[]), "scales the output of"),
+        (peft.GloraConfig(target_modules=["attention.output.dense"]), "no Hadamard adapter"),
+        (peft.VeraConfig(target_modules=["query"]), "peft_type 'VERA' cannot be imported"),
+    ],
+)
+def test_what_the_toolkit_cannot_say_is_refused(config: Any, message: str, tmp_path: Path) -> None:
+    trained_by_peft("bert", config, tmp_path)
+    model = tiny_model("bert")
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(UnsupportedError, match=message):
+        ht.import_peft(model, tmp_path)
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    with pytest.raises(ArgumentError, match=r"holds no peft adapter \(adapter_config.json is missing"):
+        ht.import_peft(model, tmp_path)
+    ht.attach(model, ht.LoRA(rank=2)).save(tmp_path / "own")
+    with pytest.raises(ArgumentError, match="has no peft_type"):
+        ht.import_peft(tiny_model("bert"), tmp_path / "own")
+    with pytest.raises(UnsupportedError, match="albert"):
+        ht.import_peft(tiny_model("albert"), tmp_path)
+
+    trained_by_peft("bert", peft.LoraConfig(r=2, target_modules=["query"]), tmp_path / "peft")
+    weights = tmp_path / "peft" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    first = sorted(tensors)[1]
+    save_file({name: value for name, value in tensors.items() if name != first}, weights)
+    with pytest.raises(DataError, match=r"lora_B.weight' is missing from the file"):
+        ht.import_peft(tiny_model("bert"), tmp_path / "peft")
+    save_file({**tensors, first: torch.zeros(5, 2)}, weights)
+    narrow = tiny_model("bert")
+    with pytest.raises(DataError, match="shape"):
+        ht.import_peft(narrow, tmp_path / "peft")
+    assert not hasattr(narrow, "hadamard_attachment")
+    weights.unlink()
+    with pytest.raises(ArgumentError, match="never read"):
+        ht.import_peft(narrow, tmp_path / "peft")
+    (tmp_path / "peft" / "adapter_config.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        ht.import_peft(narrow, tmp_path / "peft")
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    save_file({"other": torch.zeros(1)}, weights)
+    with pytest.raises(DataError, match="no tensor of a layer"):
+        ht.import_peft(narrow, tmp_path / "peft")

@@ -1,0 +1,36 @@
+# The public names, one line per module.
+from . import plotting as plotting
+from .adapters.attachment import Attachment as Attachment, attach as attach, load_attachment as load_attachment
+from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
+from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters
+from .adapters.gates import record_gates as record_gates
+from .adapters.hadamard import Hadamard as Hadamard
+from .adapters.ia3 import IA3 as IA3
+from .adapters.interop import export_peft as export_peft, import_peft as import_peft
+from .adapters.lora import LoRA as LoRA
+from .adapters.mam import MAM as MAM
+from .adapters.prefix import PrefixTuning as PrefixTuning
+from .adapters.prompt import PromptTuning as PromptTuning
+from .adapters.stack import Stack as Stack
+from .adapters.tuning import (
+    BitFit as BitFit,
+    FullFineTuning as FullFineTuning,
+    HeadOnly as HeadOnly,
+    LayerNormTuning as LayerNormTuning,
+)
+from .adapters.unipelt import (
+    UniPELT as UniPELT,
+    ia3_prefix_bottleneck as ia3_prefix_bottleneck,
+    prompt_unipelt as prompt_unipelt,
+    stacked_unipelt as stacked_unipelt,
+)
+from .backbones import backbone_from_config as backbone_from_config, load_backbone as load_backbone
+from .runs.run import run as run
+from .runs.spec import RunSpec as RunSpec
+from .runs.store import RunStore as RunStore
+from .runs.sweep import sweep as sweep
+from .tasks import Task as Task, load_task as load_task
+from .training import protocols as protocols
+from .training.features import FeatureStore as FeatureStore
+from .training.loop import Outcome as Outcome, train as train
+from .training.protocol import Protocol as Protocol

@@ -1,0 +1,186 @@
+"""AdapterFusion (Pfeiffer et al. 2021): attention over frozen adapters of single tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hadamard_toolkit.adapters import attachment as attachments
+from hadamard_toolkit.adapters.base import (
+    Adapter,
+    Declared,
+    Insertion,
+    Layers,
+    SiteModule,
+    adapter_from_dict,
+    check_layers,
+    register,
+)
+from hadamard_toolkit.adapters.bottleneck import Bottleneck, Pfeiffer
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.sites import Sites
+
+
+class Fusion(SiteModule):
+    """h + Σ_t s_t V z_t with s = softmax_t(Q x · K z_t): z_t is what the frozen adapter of task t adds, given x.
+
+    x is what those adapters read (`inputs`, or `hidden` itself), Q, K and V are [width, width].
+    """
+
+    projections = ("query", "key", "value")
+
+    def __init__(self, width: int, tasks: Mapping[str, Bottleneck], *, reads_hidden: bool) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width, width) * 0.02)
+        self.key = nn.Parameter(torch.randn(width, width) * 0.02)
+        self.value = nn.Parameter(torch.full((width, width), 1e-6).fill_diagonal_(1.0))
+        self.tasks = nn.ModuleDict(tasks)
+        self.reads_hidden = reads_hidden
+        self.frozen = tuple(f"tasks.{name}" for name, _ in self.tasks.named_parameters())
+
+    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        read = hidden if self.reads_hidden else inputs
+        nothing = read.new_zeros(())
+        added = torch.stack([adapter(nothing, read) for adapter in self.tasks.values()], -2)
+        added = added.to(self.value.dtype)  # [batch, positions, tasks, width]
+        asked = read.to(self.query.dtype) @ self.query.T
+        shares = torch.softmax(
+            (added @ self.key.T) @ asked[..., None], dim=-2
+        )  # [batch, positions, tasks, 1]
+        return (hidden + ((shares * added).sum(-2) @ self.value.T)).to(hidden.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class AdapterFusion(Adapter):
+    """Σ_t softmax_t(Q x · K z_t) V z_t over the adapters of several tasks, added in their place (Pfeiffer et al. 2021).
+
+    x is the input of the adapters, z_t what the (frozen) adapter of task t adds to the residual; without biases, as in
+    the paper's equations. Q, K ~ N(0, 0.02²); V is the identity, 1e-6 beside the diagonal.
+
+    Two phases: train a `Pfeiffer` per task and `save` each; then `fuse(model, {"rte": folder, …})` attaches this and
+    loads them, and training on the target task moves Q, K, V and the head alone. Or attach it and call
+    `load_adapters`. Before that the adapters add nothing, and neither does the fusion. A file of a fusion holds
+    the adapters too.
+
+    Parameters
+    ----------
+    tasks: names of the adapters; they become parts of parameter names and have no dot.
+    bottleneck, activation, dropout, scale, layers: of the adapter of each task; see `Pfeiffer`.
+
+    On BERT-base 3 × 768² = 1,769,472 trained parameters per layer, 21,233,664 in all; 894,528 more are stored for each
+    task with a bottleneck of 48. It does not merge.
+    """
+
+    tasks: tuple[str, ...]
+    bottleneck: int = 48
+    activation: str = "relu"
+    dropout: float = 0.0
+    scale: float = 1.0
+    layers: Layers = "all"
+
+    def __post_init__(self) -> None:
+        tasks = () if isinstance(self.tasks, str) else tuple(self.tasks)
+        if not tasks or len(set(tasks)) < len(tasks) or not all(map(_is_name, tasks)):
+            raise ArgumentError(
+                f"tasks={self.tasks!r} is not allowed; give different names such as ('sst2', 'rte')"
+            )
+        object.__setattr__(self, "tasks", tasks)
+        object.__setattr__(self, "layers", check_layers(self.layers))
+        _ = self.single  # checks the other fields
+
+    @property
+    def single(self) -> Pfeiffer:
+        """The adapter of each task."""
+        return Pfeiffer(**{name: getattr(self, name) for name in _SHARED})
+
+    def declare(self, sites: Sites) -> Iterator[Declared]:
+        for place in self.single.declare(sites):
+            assert isinstance(place, Insertion)
+            width = place.site.width
+            tasks = {task: self._adapter(width) for task in self.tasks}
+            reads_hidden = not cast(Bottleneck, place.module).parallel
+            yield replace(place, module=Fusion(width, tasks, reads_hidden=reads_hidden))
+
+    def _adapter(self, width: int) -> Bottleneck:
+        """One that adds nothing yet, and that reads its `inputs`."""
+        return Bottleneck(
+            width,
+            self.bottleneck,
+            parallel=True,
+            activation=self.activation,
+            scale=self.scale,
+            dropout=self.dropout,
+        )
+
+
+_SHARED = ("bottleneck", "activation", "dropout", "scale", "layers")  # fields of a fusion and of its adapters
+
+
+def _is_name(task: object) -> bool:
+    return isinstance(task, str) and bool(task) and "." not in task and not hasattr(nn.ModuleDict, task)
+
+
+def fuse(
+    model: PreTrainedModel, folders: Mapping[str, str | Path], *, seed: int = 0, strict: bool = True
+) -> attachments.Attachment:
+    """Attach an `AdapterFusion` over the `Pfeiffer` adapters saved in `folders` (task name -> folder) to `model`.
+
+    They must be alike in their fields; with `strict`, trained on this backbone, too. Their heads are not used.
+    """
+    if not folders:
+        raise ArgumentError("folders={} is not allowed; give the folder of a saved Pfeiffer adapter at least")
+    first, _ = _read(next(iter(folders.values())))
+    fields = {name: getattr(first, name) for name in _SHARED}
+    attachment = attachments.attach(model, AdapterFusion(tuple(folders), **fields), seed=seed)
+    try:
+        load_adapters(attachment, folders, strict=strict)
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
+
+
+def load_adapters(
+    attachment: attachments.Attachment, folders: Mapping[str, str | Path], *, strict: bool = True
+) -> None:
+    """Load saved single-task adapters (task name -> folder) into an attached `AdapterFusion`; see `fuse`."""
+    fusion = attachment.adapter
+    if not isinstance(fusion, AdapterFusion):
+        raise ArgumentError(f"attachment of {fusion} holds no AdapterFusion to load adapters into")
+    state: dict[str, Tensor] = {}
+    for task, folder in folders.items():
+        if task not in fusion.tasks:
+            raise ArgumentError(
+                f"task {task!r} is not allowed; this fusion is over {', '.join(map(repr, fusion.tasks))}"
+            )
+        single, fingerprint = _read(folder)
+        if single != fusion.single:
+            raise ArgumentError(f"folder={str(folder)!r} holds {single}; this fusion is over {fusion.single}")
+        if strict and fingerprint != attachment._fingerprint:
+            raise DataError(
+                f"folder={str(folder)!r} was trained on another backbone than this; pass strict=False to use it"
+            )
+        for name, value in attachments.read_state(folder).items():
+            role, kind, *where = name.split(".", 4)
+            if (role, kind) == ("adapter", "layers"):
+                layer, site, *parts = where
+                state[".".join((role, kind, layer, site, "tasks", task, *parts))] = value
+    attachment.load_state_dict(state)
+
+
+def _read(folder: str | Path) -> tuple[Pfeiffer, str]:
+    """The adapter saved in `folder`, its initialisation forgotten, and the fingerprint of its backbone."""
+    config = attachments.read_config(folder)
+    single = adapter_from_dict(config["adapter"])
+    if not isinstance(single, Pfeiffer) or single.gated:
+        raise ArgumentError(
+            f"folder={str(folder)!r} holds {single}; fusion is over Pfeiffer adapters without gates"
+        )
+    return replace(single, init="zero"), config["backbone"]["fingerprint"]

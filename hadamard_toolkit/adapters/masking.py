@@ -1,0 +1,183 @@
+"""Entries of an attachment that are zero and stay zero: how that is enforced, and the files that hold it.
+
+What a mask means, how it came about and what can be said of it is the business of `hadamard_toolkit.sparsity`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.paths import atomic_write
+
+BITS, RECORD = "masks.safetensors", "masks.json"
+FORMAT = 1
+
+Kept = Mapping[str, Tensor]  # parameter name -> bool tensor of its shape, True where the entry stays
+
+
+class _Masked:
+    """One parameter under its mask. The hook is a method of this object; `dense` is what stood in removed entries."""
+
+    def __init__(self, parameter: nn.Parameter, kept: Tensor) -> None:
+        self.parameter, self.kept = parameter, kept.to("cpu", torch.bool)
+        self._removed: Tensor | None = None  # the mask's complement where the parameter is
+        self.dense = parameter.detach().clone()
+        required = parameter.requires_grad  # torch hooks only what requires a gradient at that moment
+        parameter.requires_grad_(True)
+        self.handle = parameter.register_hook(self._on_gradient)
+        parameter.requires_grad_(required)
+        self.enforce()
+
+    @property
+    def removed(self) -> Tensor:
+        if self._removed is None or self._removed.device != self.parameter.device:
+            self._removed = (~self.kept).to(self.parameter.device)
+        return self._removed
+
+    def _on_gradient(self, gradient: Tensor) -> Tensor:
+        # not a product: a gradient that is not finite must not get through either
+        return gradient.masked_fill(self.removed, 0.0)
+
+    def change(self, kept: Tensor, dense: Tensor) -> None:
+        self.kept, self.dense, self._removed = kept, dense, None
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        self.parameter.masked_fill_(self.removed, 0.0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self.parameter.copy_(torch.where(self.removed, self.dense.to(self.parameter), self.parameter))
+
+
+class Masking:
+    """Masks at work: a removed entry is zero in value and gradient, and so in every optimizer state fed by it.
+
+    AdamW and SGD move such an entry by nothing: its momentum never gets anything, and decay shrinks zero.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], kept: Kept, record: dict[str, Any]) -> None:
+        check_fit(parameters, kept)
+        self.record = record
+        self._masked = {name: _Masked(parameters[name], mask) for name, mask in kept.items()}
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """The masks, on the CPU."""
+        return {name: masked.kept for name, masked in self._masked.items()}
+
+    def removed(self) -> dict[str, int]:
+        """Removed entries by parameter name."""
+        return {name: int((~masked.kept).sum()) for name, masked in self._masked.items()}
+
+    def narrow(self, kept: Kept) -> None:
+        """Go on with masks that keep less. What stands in newly removed entries now is what `release` would restore."""
+        for name, mask in kept.items():
+            masked = self._masked[name]
+            if (mask & ~masked.kept).any():
+                raise ArgumentError(f"the new mask of {name!r} keeps entries that were removed before")
+            values = masked.parameter.detach()
+            masked.change(mask, torch.where(masked.removed, masked.dense.to(values), values))
+            masked.enforce()
+
+    def enforce(self) -> None:
+        """Set removed entries to zero again, after values came from elsewhere."""
+        for masked in self._masked.values():
+            masked.enforce()
+
+    def release(self, *, restore: bool) -> None:
+        """Let go; with `restore`, removed entries take the values that they had when they were removed."""
+        for masked in self._masked.values():
+            if restore:
+                masked.restore()
+            masked.handle.remove()
+        self._masked = {}
+
+    def state(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """For `put_back`: masks and removed values as they are."""
+        return {name: (masked.kept, masked.dense) for name, masked in self._masked.items()}
+
+    def put_back(self, state: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Undo every `narrow` since `state` was taken; values of parameters are the caller's to put back."""
+        for name, (kept, dense) in state.items():
+            self._masked[name].change(kept, dense)
+
+
+def check_fit(parameters: Mapping[str, Tensor], kept: Kept) -> None:
+    """Raise `DataError` unless every mask fits a parameter of its name."""
+    for name, mask in kept.items():
+        if name not in parameters:
+            raise DataError(f"there is a mask for {name!r}, which is not a parameter of this attachment")
+        if mask.shape != parameters[name].shape:
+            raise DataError(
+                f"the mask of {name!r} has shape {tuple(mask.shape)}; "
+                f"this parameter has {tuple(parameters[name].shape)}"
+            )
+
+
+# files -------------------------------------------------------------------------------------------------------
+
+
+def write_masks(folder: Path, kept: Kept, record: dict[str, Any]) -> None:
+    """Write `masks.safetensors` (one bit per entry) and `masks.json` (shapes and `record`) into `folder`."""
+    bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().ravel())) for name, mask in kept.items()}
+    shapes = {name: list(mask.shape) for name, mask in kept.items()}
+    atomic_write(folder / BITS, save(bits))
+    text = json.dumps({"format": FORMAT, "shapes": shapes, **record}, indent=1, sort_keys=True)
+    atomic_write(folder / RECORD, text + "\n")
+
+
+def read_masks(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_masks` wrote: masks by name, in the order of the record, and the record."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        shapes, bits = record.pop("shapes"), load_file(folder / BITS)
+    except FileNotFoundError:
+        raise ArgumentError(
+            f"folder={str(folder)!r} holds no masks ({RECORD} or {BITS} is missing)"
+        ) from None
+    except (ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise DataError(f"the masks in folder={str(folder)!r} are damaged: {error!r}") from None
+    if (found := record.pop("format", None)) != FORMAT:
+        raise DataError(
+            f"the masks in folder={str(folder)!r} have format {found!r}; this version reads {FORMAT}"
+        )
+    return {name: _unpack(name, bits, shape) for name, shape in shapes.items()}, record
+
+
+def _unpack(name: str, bits: Mapping[str, Tensor], shape: list[int]) -> Tensor:
+    size = int(np.prod(shape, dtype=np.int64))
+    if name not in bits or bits[name].numel() != -(-size // 8):
+        raise DataError(
+            f"the bits of the mask of {name!r} are missing or of another length than its shape {shape}"
+        )
+    flat = np.unpackbits(bits[name].numpy(), count=size).astype(bool)
+    return torch.from_numpy(flat.reshape(shape))
+
+
+def compact(state: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """`state` with the kept entries alone, in one row, wherever there is a mask."""
+    return state | {name: state[name][mask] for name, mask in kept.items()}
+
+
+def expand(state: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """The inverse of `compact`: removed entries are zero."""
+    full = dict(state)
+    for name, mask in kept.items():
+        if name not in state or state[name].shape != (int(mask.sum()),):
+            raise DataError(
+                f"the kept entries of {name!r} do not fit its mask, which keeps {int(mask.sum())}"
+            )
+        full[name] = torch.zeros(mask.shape, dtype=state[name].dtype)
+        full[name][mask] = state[name]
+    return full

@@ -1,0 +1,244 @@
+"""Prompt tuning (Lester et al. 2021)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hadamard_toolkit.adapters.attention import attention_of
+from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, check_count, register
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+from hadamard_toolkit.sites import Site, Sites
+
+INITS = ("uniform", "normal", "vocabulary")
+POSITIONS = ("auto", "front", "behind-first")
+_STANDING = (
+    "hadamard_prompts"  # attribute of a reader: the prompts in its input, in the order in which they enter
+)
+
+
+class Prompt(SiteModule):
+    """`weight` [length, width], put into embeddings behind their first `place` rows."""
+
+    def __init__(self, vectors: Tensor, place: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(vectors)
+        self.behind_first, self.place = bool(place), place
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        """`hidden` [batch, positions, width] with `length` more positions."""
+        rows = self.weight.to(hidden.dtype).expand(len(hidden), -1, -1)
+        return torch.cat([hidden[:, : self.place], rows, hidden[:, self.place :]], 1)
+
+    def spread(self, row: Tensor, fill: int) -> Tensor:
+        """`row` [batch, positions] with `fill` where `forward` puts vectors."""
+        return torch.cat(
+            [row[:, : self.place], row.new_full((len(row), len(self)), fill), row[:, self.place :]], 1
+        )
+
+    def positions(self, row: Tensor) -> Tensor:
+        """Position ids `row` [batch, positions], counted on through the prompt."""
+        here = row[:, :1] + self.place + torch.arange(len(self), device=row.device)
+        return torch.cat([row[:, : self.place], here, row[:, self.place :] + len(self)], 1)
+
+    def take_out(self, hidden: Tensor) -> Tensor:
+        """The inverse of `forward`."""
+        return torch.cat([hidden[:, : self.place], hidden[:, self.place + len(self) :]], 1)
+
+
+class _Standing:
+    """Lets `prompt` stand in the input of `reader`, behind the input's own first row or in front, until `remove`."""
+
+    def __init__(self, reader: nn.Module, prompt: Prompt) -> None:
+        self.reader, self.prompt = reader, prompt
+        if _STANDING not in vars(reader):
+            setattr(reader, _STANDING, [])
+        standing = vars(reader)[_STANDING]
+        in_front = sum(len(other) for other in standing if not other.behind_first)
+        prompt.place = 1 + in_front if prompt.behind_first else 0
+        standing.append(prompt)
+
+    def remove(self) -> None:
+        standing = vars(self.reader)[_STANDING]
+        standing[:] = [prompt for prompt in standing if prompt is not self.prompt]
+        if not standing:
+            delattr(self.reader, _STANDING)
+
+
+@dataclass(frozen=True, eq=False)
+class _AtEmbeddings(Insertion):
+    """Put a `Prompt` into what the embedding module of `site` gives, and make room for it all around.
+
+    `reader` is the stack of layers that embeds the input: the base model, or its encoder. Its input grows by
+    placeholder tokens, so that positions, token types and masks follow in the model's own way, and the embedding
+    module's output gets the prompt in their place. Of a base model's output, the prompt's rows are taken out again, as
+    heads count positions. Of an encoder's they are not: the decoder attends to them too.
+    """
+
+    reader: nn.Module = field(kw_only=True)
+    base: nn.Module = field(kw_only=True)
+    limit: int | None = field(kw_only=True)  # positions that the model has
+
+    @property
+    def prompt(self) -> Prompt:
+        return cast(Prompt, self.module)
+
+    def connect(self) -> list[Any]:
+        handles = [
+            _Standing(self.reader, self.prompt),
+            self.reader.register_forward_pre_hook(self._make_room, with_kwargs=True),
+            self.site.module.register_forward_hook(self._put),
+        ]
+        if self.reader is self.base:
+            # the prompt that came last leaves first
+            return [*handles, self.base.register_forward_hook(self._take_out, prepend=True)]
+        return [*handles, self.base.register_forward_pre_hook(self._widen_mask, with_kwargs=True)]
+
+    def _make_room(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = _named(reader, args, kwargs)
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        self._passing.clear()
+        if ids is not None:
+            positions = ids.shape[1]
+            given["input_ids"] = self.prompt.spread(ids, self._placeholder())
+            self._passing["ids"] = ids  # tells `_put` that the next embeddings are these
+        elif embedded is not None:
+            positions = embedded.shape[1]
+            given["inputs_embeds"] = self.prompt(embedded, embedded)
+        else:
+            return None  # the model says what is missing
+        self._check(given, positions)
+        for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
+            row = given.get(name)
+            if row is not None and row.shape[1] == positions:
+                given[name] = self.prompt.spread(row, fill)
+        if given.get("position_ids") is not None:
+            given["position_ids"] = self.prompt.positions(given["position_ids"])
+        return (), given
+
+    def _check(self, given: dict[str, Any], positions: int) -> None:
+        length = len(self.prompt)
+        if self.limit is not None and positions + length > self.limit:
+            raise ArgumentError(
+                f"input of {positions} positions is too long: with {length} prompt vectors this model takes "
+                f"at most {self.limit - length}"
+            )
+        past = given.get("past_key_values")
+        if past is not None and past.get_seq_length() > 0:
+            raise UnsupportedError(
+                "a prompt needs the whole sequence in one pass; generate with use_cache=False"
+            )
+        mask = given.get("attention_mask")
+        if mask is not None and getattr(mask, "ndim", None) != 2:
+            raise UnsupportedError("a prompt needs an attention_mask [batch, positions], or none")
+
+    def _placeholder(self) -> int:
+        """A token that no model takes for padding."""
+        config: Any = self.base.config
+        padding = {self.site.module.padding_idx, config.pad_token_id}
+        return next(token for token in range(3) if token not in padding)
+
+    def _put(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._passing.pop("ids", None) is None:  # another use of the same embeddings
+            return None
+        standing = vars(self.reader)[_STANDING]
+        start = self.prompt.place
+        for later in standing[[prompt is self.prompt for prompt in standing].index(True) + 1 :]:
+            start += len(later) if later.place <= start else 0
+        rows = self.prompt.weight.to(output.dtype).expand(len(output), -1, -1)
+        return torch.cat([output[:, :start], rows, output[:, start + len(self.prompt) :]], 1)
+
+    def _take_out(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        out = self.prompt.take_out
+        if isinstance(output, tuple):
+            return (out(output[0]), *output[1:])
+        output["last_hidden_state"] = out(output["last_hidden_state"])
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = tuple(out(states) for states in output["hidden_states"])
+        return output
+
+    def _widen_mask(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The encoder's mask, which the decoder's cross-attention reads too."""
+        given = _named(base, args, kwargs)
+        if given.get("attention_mask") is not None:
+            given["attention_mask"] = self.prompt.spread(given["attention_mask"], 1)
+        return (), given
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+
+
+@register
+@dataclass(frozen=True)
+class PromptTuning(Adapter):
+    """[e₁; P; e₂ … e_n]: `length` learned vectors among the token embeddings (Lester et al. 2021, section 2).
+
+    Parameters
+    ----------
+    length: rows of P; their width is that of the word embeddings (less than the hidden size in albert and electra).
+    init: `"uniform"` (U(−0.5, 0.5), as in the paper), `"normal"` (N(0, 0.02²)) or `"vocabulary"` (the embeddings of
+        tokens drawn from the whole vocabulary).
+    position: `"front"`, as in the paper; `"behind-first"`, so that pooling still reads [CLS]; or `"auto"`, which is
+        `"behind-first"` in encoders and `"front"` elsewhere. With `"front"` in an encoder, a pooler inside the base
+        model reads the first prompt vector, as it does in stock peft.
+
+    On BERT-base with 10: 7,680 parameters. Positions, token types and the attention mask follow; hidden states
+    come back without the prompt's rows, so that heads see the positions they know. In encoder-decoder models the
+    prompt stands in the encoder's input alone and the decoder attends to its states. It changes the outputs
+    from the start: there is no identity at initialisation, and no merging.
+
+    Raises, when the model runs, `ArgumentError` for inputs longer than its positions less `length`, and
+    `UnsupportedError` for a filled decoder cache and for masks that are not [batch, positions].
+    """
+
+    length: int = 10
+    init: str = "uniform"
+    position: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("length", self.length)
+        check_choice("init", self.init, INITS)
+        check_choice("position", self.position, POSITIONS)
+
+    def declare(self, sites: Sites) -> Iterator[Declared]:
+        base: Any = sites.base
+        config = sites.model.config
+        reader = base.encoder if config.is_encoder_decoder else base
+        embeddings: nn.Module = reader.get_input_embeddings()
+        behind = self.position == "behind-first"
+        if self.position == "auto":
+            behind = not config.is_encoder_decoder and not getattr(
+                attention_of(sites, 0)[1], "is_causal", False
+            )
+        prompt = Prompt(self._vectors(embeddings), int(behind))
+        path = next(name for name, module in sites.model.named_modules() if module is embeddings)
+        site = Site("prompt", None, path, embeddings, "output")
+        yield _AtEmbeddings(site, prompt, reader=reader, base=base, limit=_positions(base))
+
+    def _vectors(self, embeddings: Any) -> Tensor:
+        tokens, width = embeddings.weight.shape
+        if self.init == "uniform":
+            return torch.rand(self.length, width) - 0.5
+        if self.init == "normal":
+            return torch.randn(self.length, width) * 0.02
+        with torch.no_grad():  # called, not looked up: some models scale what they look up
+            drawn = torch.randint(tokens, (self.length,))
+            vectors: Tensor = embeddings(drawn.to(embeddings.weight.device))
+            return vectors.float().to(drawn.device)
+
+
+def _positions(base: Any) -> int | None:
+    """How many positions the model has; some count them from behind the padding index."""
+    limit: int | None = getattr(base.config, "max_position_embeddings", None)
+    table = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
+    skipped = getattr(table, "padding_idx", None)
+    return limit if limit is None or skipped is None else limit - skipped - 1

@@ -1,0 +1,287 @@
+"""`hadamard …`: a thin face over the same calls that a notebook makes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hadamard_toolkit.errors import ToolkitError, check_choice
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Imports of what needs torch or pandas stand inside the commands: `hadamard --help` must answer at once.
+
+STORE = "runs"
+DEFAULT_FETCH = ("minilm-l6", "embedded")
+INTERRUPTED = 130  # what a shell gives for Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status.
+
+    An error of the toolkit is one line on stderr and status 2; with `HADAMARD_DEBUG=1` it is raised.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except ToolkitError as error:
+        if os.environ.get("HADAMARD_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"hadamard: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hadamard: interrupted; finished runs are kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hadamard", description="Train adapters, keep the runs, look at them."
+    )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("fetch", help="download and check pinned backbones and the embedded data")
+    fetch.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"minilm-l6, mpnet-base, embedded (default: {' '.join(DEFAULT_FETCH)})",
+    )
+    fetch.set_defaults(command=_fetch)
+
+    one = commands.add_parser("run", help="train one spec, unless the store has it")
+    one.add_argument(
+        "--backbone", default="minilm-l6", help="a name, hub id or folder (default: %(default)s)"
+    )
+    one.add_argument("--task", required=True, help="a task, such as sst2 or embedded/tweets-polarity")
+    one.add_argument(
+        "--adapter", default="Hadamard()", help="as in Python, such as 'LoRA(rank=4)' (default: %(default)s)"
+    )
+    one.add_argument(
+        "--protocol",
+        default="hadamard",
+        help="a preset, such as hadamard or 'unipelt(k=500)' (default: %(default)s)",
+    )
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="change a field of the protocol; may be repeated",
+    )
+    one.add_argument(
+        "--seed", type=int, default=0, help="seed of head, adapter, rows and batches (default: %(default)s)"
+    )
+    one.set_defaults(command=_run)
+
+    runs = commands.add_parser("runs", help="list the runs of a store")
+    form = runs.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="every metric as tidy CSV")
+    form.add_argument("--json", action="store_true", help="every metric as JSON, one object per line")
+    runs.set_defaults(command=_runs)
+
+    many = commands.add_parser("sweep", help="do the runs of a plan file that the store lacks")
+    many.add_argument("plan", metavar="PLAN.toml", help="a file of [[grid]] tables")
+    many.add_argument(
+        "--engine",
+        default="inline",
+        choices=("inline", "processes", "ray"),
+        help="where runs happen (default: %(default)s)",
+    )
+    many.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, or per two cores)")
+    many.add_argument("--dry-run", action="store_true", help="only say what is done and what is missing")
+    many.set_defaults(command=_sweep)
+
+    for command in (one, runs, many):
+        command.add_argument(
+            "--store", default=STORE, metavar="DIR", help="folder of the runs (default: %(default)s)"
+        )
+
+    doctor = commands.add_parser(
+        "doctor", help="say what is installed, present and missing; status 1 if something is broken"
+    )
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> None:
+        from hadamard_toolkit.runs.environment import toolkit_version
+
+        print(f"hadamard_toolkit {toolkit_version()}")
+        parser.exit()
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.doctor import EMBEDDED, damaged, pinned_files
+    from hadamard_toolkit.downloads import fetch
+    from hadamard_toolkit.pinned import PINNED, pinned_folder
+    from hadamard_toolkit.tasks.vader import DISTRIBUTION
+
+    names = options.names or DEFAULT_FETCH
+    for name in names:
+        check_choice("NAME", name, (*PINNED, EMBEDDED))
+    for name in names:
+        for path in damaged(name):
+            path.unlink()
+        place = fetch(DISTRIBUTION) if name == EMBEDDED else pinned_folder(name)
+        size = sum(path.stat().st_size for path in pinned_files(name)) / 1e6
+        print(f"{name:<12} {size:6.1f} MB  SHA-256 checked  {place}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol
+    from hadamard_toolkit.runs.record import is_subset
+    from hadamard_toolkit.runs.run import run
+    from hadamard_toolkit.runs.spec import RunSpec
+    from hadamard_toolkit.runs.store import RunStore
+
+    store = RunStore(options.store)
+    spec = RunSpec(
+        backbone=options.backbone,
+        task=options.task,
+        adapter=parse_adapter(options.adapter),
+        protocol=parse_protocol(options.protocol, parse_overrides(options.overrides)),
+        seed=options.seed,
+    )
+    known = spec in store
+    finished = run(spec, store)
+    state = "was there already" if known else f"done in {finished.times['total']:.1f} s"
+    print(f"{finished.key}  {state}: {finished.folder}")
+    print(f"{spec.task}, {spec.backbone}, {options.adapter}, seed {spec.seed}")
+    for split, values in finished.metrics.items():
+        scored = finished.info["rows"][split]
+        note = ", subset" if is_subset(split, finished.info) else ""
+        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"  {split:<16} {measured}  (n = {scored['rows']}{note})")
+    counts = finished.counts
+    parts = ", ".join(
+        f"{role} {counts.loc[role, 'trained']:,}" for role in counts.index if counts.loc[role, "stored"]
+    )
+    print(f"  trained          {parts}")
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.runs.store import RunStore
+
+    store = RunStore(options.store)
+    with warnings.catch_warnings(record=True) as skipped:
+        warnings.simplefilter("always")
+        table = store.load()
+    for warning in skipped:
+        print(f"hadamard: {warning.message}", file=sys.stderr)
+    if options.csv:
+        print(table.to_csv(index=False), end="")
+    elif options.json:
+        print(table.to_json(orient="records", lines=True), end="")
+    else:
+        _show_runs(table, store.failed(), options.store)
+    return 0
+
+
+def _show_runs(table: pd.DataFrame, failed: pd.DataFrame, place: str) -> None:
+    shown = table[table["headline"] & (table["split"] == "test")].sort_values(
+        ["task", "backbone", "label", "seed"]
+    )
+    columns = {
+        "key": shown["key"],
+        "task": shown["task"],
+        "backbone": shown["backbone"],
+        "adapter": shown["label"],
+        "seed": shown["seed"],
+        "metric": shown["metric"],
+        "test": shown["value"].map("{:.4f}".format),
+        "n": shown["n"].astype(str) + shown["subset"].map({True: "*", False: ""}),
+        "trained": shown["trained"].map("{:,}".format),
+        "+head": shown["trained_with_head"].map("{:,}".format),
+        "s": shown["seconds"].map("{:.0f}".format),
+    }
+    if len(shown):
+        _print_table(columns)
+    starred = " (* a subset of the official data)" if shown["subset"].any() else ""
+    print(f"{len(shown)} runs in {place}{starred}")
+    if len(failed):
+        print(f"\n{len(failed)} failed:")
+        for row in failed.itertuples():
+            reason = " ".join(str(row.message).split())
+            print(f"  {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.error}: {reason}")
+
+
+NUMBERS = ("seed", "test", "n", "trained", "+head", "s", "score")
+
+
+def _print_table(columns: dict[str, Any]) -> None:
+    """Aligned columns, numbers to the right."""
+    cells = {name: [name, *map(str, values)] for name, values in columns.items()}
+    widths = {name: max(map(len, column)) for name, column in cells.items()}
+    for row in zip(*cells.values(), strict=True):
+        line = (
+            cell.rjust(widths[name]) if name in NUMBERS else cell.ljust(widths[name])
+            for name, cell in zip(cells, row, strict=True)
+        )
+        print("  ".join(line).rstrip())
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.runs.plan import load_plan
+    from hadamard_toolkit.runs.store import RunStore
+    from hadamard_toolkit.runs.sweep import sweep
+    from hadamard_toolkit.training.progress import visible
+
+    store, specs = RunStore(options.store), load_plan(options.plan)
+    missing = [spec for spec in specs if spec not in store]
+    print(
+        f"{options.plan}: {len(specs)} runs, {len(specs) - len(missing)} in {options.store}, {len(missing)} missing"
+    )
+    if options.dry_run:
+        from hadamard_toolkit.runs.record import label_of
+
+        for spec in missing:
+            print(f"  {spec.key}  {spec.backbone}  {spec.task}  {label_of(spec.adapter)}  seed {spec.seed}")
+        return 0
+    report = None if visible() else lambda line: print(line, flush=True)
+    table = sweep(specs, store, options.engine, options.workers, report=report)
+    counts = table["status"].value_counts()
+    print(
+        ", ".join(
+            f"{counts[status]} {status}"
+            for status in ("present", "done", "failed", "elsewhere")
+            if status in counts
+        )
+    )
+    told = table["status"].eq("failed") & (report is None)  # a report has told the reasons already
+    for row in table[told].itertuples():
+        print(f"  failed: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}", file=sys.stderr)
+    return int((table["status"] == "failed").any())
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.topic) for finding in findings)
+    marks = {True: "ok", None: "--", False: "!!"}
+    for finding in findings:
+        print(f"{marks[finding.ok]}  {finding.topic:<{width}}  {finding.text}")
+    broken = [finding.topic for finding in findings if finding.ok is False]
+    print(f"broken: {', '.join(broken)}" if broken else "nothing is broken")
+    return int(bool(broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

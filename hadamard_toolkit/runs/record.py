@@ -1,0 +1,270 @@
+"""A finished run in memory (`Run`) and its folder on disk: run.json, history.jsonl, adapter, predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.paths import atomic_write
+from hadamard_toolkit.runs.spec import RunSpec, key_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hadamard_toolkit.adapters.attachment import Attachment
+
+SCHEMA = 1
+RECORD, HISTORY, PREDICTIONS = "run.json", "history.jsonl", "predictions.safetensors"
+ADAPTER = "adapter_model.safetensors"
+KEPT = "kept"
+NOT_KEPT = "not kept: as large as the backbone; RunStore(folder, keep_full_weights=True) keeps them"
+
+
+@dataclass
+class Run:
+    """One finished run.
+
+    metrics: split -> metric -> value, in natural units (accuracy 0..1). headline: the task's own metric.
+    history: one row per epoch and stage; names as in the Trainer's log.
+    counts: index role; columns trained, stored, nonzero.
+    times: seconds. info: `run_info`, `train_info` and `meta_info` of run.json, and `rows` per split.
+    predictions: split -> {"logits": [rows, outputs], "labels": [rows], "rows": their positions in the split}, which
+        is what paired tests and bootstraps over examples need.
+    folder: where it is stored, or None. attachment: the trained attachment, None when the run was read from a store.
+    """
+
+    spec: RunSpec
+    metrics: dict[str, dict[str, float]]
+    headline: str
+    history: pd.DataFrame
+    counts: pd.DataFrame
+    times: dict[str, float]
+    info: dict[str, Any]
+    predictions: dict[str, dict[str, np.ndarray]] = field(repr=False)
+    folder: Path | None = None
+    attachment: Attachment | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @property
+    def score(self) -> float:
+        """The headline metric on the test split."""
+        return self.metrics["test"][self.headline]
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """The trained vectors stacked over layers, as in `Attachment.vectors`; from a store no backbone is loaded."""
+        return self.attachment.vectors() if self.attachment else stored_vectors(self._stored_folder())
+
+    def restore(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
+        """A fresh backbone with the stored adapter, norms and head: (model, tokenizer, attachment).
+
+        Needs the run's folder. Raises `DataError` where the weights were not kept (full fine-tuning).
+        """
+        from hadamard_toolkit.adapters.attachment import load_attachment
+        from hadamard_toolkit.backbones import load_backbone
+
+        folder = _adapter_folder(self._stored_folder())
+        task = self.info["meta_info"]["task"]
+        model, tokenizer = load_backbone(
+            self.spec.backbone, labels=task["labels"], head=task["head"], seed=self.spec.seed
+        )
+        return model, tokenizer, load_attachment(model, folder)
+
+    def _stored_folder(self) -> Path:
+        if self.folder is None:
+            raise ArgumentError(
+                "this run was not written to a store; use run(spec, store) to be able to load it again"
+            )
+        return self.folder
+
+    def to_record(self) -> dict[str, Any]:
+        """What run.json holds, as plain data."""
+        record = {
+            "schema": SCHEMA,
+            "status": "done",
+            "key": self.key,
+            "spec": self.spec.to_dict(),
+            "method": method_name(self.spec.adapter),
+            "label": label_of(self.spec.adapter),
+            "headline": self.headline,
+            "metrics": self.metrics,
+            "counts": self.counts.to_dict(orient="index"),
+            "times": self.times,
+            **self.info,
+        }
+        return dict(_finite(record))
+
+
+def write_run(run: Run, folder: Path, *, keep_full_weights: bool) -> None:
+    """Write all files of `run` into the existing `folder`."""
+    if run.attachment is None:
+        raise ArgumentError("only a freshly trained run can be written; this one was read from a store")
+    kept = keep_full_weights or not whole_model(run.attachment)
+    run.info["run_info"]["weights"] = KEPT if kept else NOT_KEPT
+    if kept:
+        run.attachment.save(folder)
+    lines = [json.dumps(_finite(row), allow_nan=False) for row in _rows(run.history)]
+    atomic_write(folder / HISTORY, "".join(f"{line}\n" for line in lines))
+    arrays = {
+        f"{split}.{name}": np.ascontiguousarray(array)
+        for split, part in run.predictions.items()
+        for name, array in part.items()
+    }
+    save_file(arrays, folder / PREDICTIONS)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors makes files that only their owner may read; a store is shared
+    atomic_write(
+        folder / RECORD, json.dumps(run.to_record(), indent=1, allow_nan=False) + "\n"
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The checked run.json of a run's folder; `DataError` says why a folder is none."""
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no run: {RECORD} is missing") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{RECORD} in {folder} cannot be read: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise DataError(f"{RECORD} in {folder} has schema {found!r}; this version reads schema {SCHEMA}")
+    missing = [
+        name for name in ("key", "spec", "metrics", "counts", "times", "headline") if name not in record
+    ]
+    if missing:
+        raise DataError(f"{RECORD} in {folder} lacks {', '.join(map(repr, missing))}")
+    if key_of(record["spec"]) != record["key"]:
+        raise DataError(f"{RECORD} in {folder} was changed: its spec belongs to key {key_of(record['spec'])}")
+    if record["key"] != folder.name:
+        raise DataError(f"{folder} holds the run {record['key']}; a run's folder bears its key")
+    return record
+
+
+def read_run(folder: Path) -> Run:
+    """The run that `write_run` wrote, without its attachment."""
+    record = read_record(folder)
+    try:
+        history = [json.loads(line) for line in (folder / HISTORY).read_text("utf-8").splitlines()]
+        arrays = load_file(folder / PREDICTIONS)
+    except Exception as error:  # safetensors has an error class of its own
+        raise DataError(f"the run in {folder} is damaged: {error}") from None
+    predictions: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        split, _, kind = name.rpartition(".")
+        predictions.setdefault(split, {})[kind] = array
+    return Run(
+        spec=RunSpec.from_dict(record["spec"]),
+        metrics={
+            split: {m: _number(v) for m, v in values.items()} for split, values in record["metrics"].items()
+        },
+        headline=record["headline"],
+        history=pd.DataFrame(history),
+        counts=pd.DataFrame.from_dict(record["counts"], orient="index").rename_axis("role"),
+        times=record["times"],
+        info={name: record.get(name, {}) for name in ("rows", "run_info", "train_info", "meta_info")},
+        predictions=predictions,
+        folder=folder,
+    )
+
+
+def is_subset(split: str, record: Mapping[str, Any]) -> bool:
+    """Whether a score on `split` is one on less than the official data: `record` is run.json or `Run.info`.
+
+    Fewer training rows by choice are told by `train_rows`, and held-out rows are never all; neither counts here.
+    """
+    scored = record["rows"][split]
+    capped = split.startswith("test") and scored["rows"] < scored["of"]
+    return capped or bool(record["meta_info"]["task"].get("subset"))
+
+
+def stored_vectors(folder: Path) -> dict[str, np.ndarray]:
+    """`Attachment.vectors` of a stored run, from its files alone."""
+    from hadamard_toolkit.adapters.attachment import read_config, read_state, stack_vectors
+
+    config = read_config(_adapter_folder(folder))
+    return stack_vectors(read_state(folder), config["backbone"]["layers"])
+
+
+def _adapter_folder(folder: Path) -> Path:
+    if not (folder / ADAPTER).is_file():
+        weights = read_record(folder).get("run_info", {}).get("weights", "missing")
+        raise DataError(f"the weights of run {folder.name} are {weights}")
+    return folder
+
+
+def whole_model(attachment: Attachment) -> bool:
+    """Whether saving the attachment would save most of the backbone, as with full fine-tuning."""
+    stored = int(attachment.count().drop(index="head")["stored"].sum())
+    return 2 * stored > sum(p.numel() for p in attachment.model.base_model.parameters())
+
+
+def method_name(adapter: Any) -> str:
+    """Class name of an adapter; a stack's parts joined by "+"."""
+    parts = [getattr(adapter, f.name) for f in dataclasses.fields(adapter)]
+    nested = [
+        part
+        for part in parts
+        if isinstance(part, tuple) and part and all(map(dataclasses.is_dataclass, part))
+    ]
+    return "+".join(method_name(part) for part in nested[0]) if nested else type(adapter).__name__
+
+
+def label_of(adapter: Any) -> str:
+    """The adapter as one would write it in code, with the fields that differ from their defaults."""
+    changed = []
+    for entry in dataclasses.fields(adapter):
+        value = getattr(adapter, entry.name)
+        default = (
+            entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
+        )
+        if value != default:
+            changed.append(f"{entry.name}={_source(value)}")
+    return f"{type(adapter).__name__}({', '.join(changed)})"
+
+
+def _source(value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        return label_of(value)
+    if isinstance(value, tuple):
+        inner = ", ".join(map(_source, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _rows(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows without the cells that a logged step did not have."""
+    return [
+        {str(k): v for k, v in row.items() if not _absent(v)} for row in history.to_dict(orient="records")
+    ]
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _finite(value: Any) -> Any:
+    """Plain JSON data, with null where a number is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,138 @@
+"""`run`: train one spec, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.paths import cache_folder
+from hadamard_toolkit.runs import environment
+from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore, as_store
+
+if TYPE_CHECKING:
+    from hadamard_toolkit.adapters.attachment import Attachment
+    from hadamard_toolkit.tasks.base import Task
+    from hadamard_toolkit.training.features import FeatureStore
+    from hadamard_toolkit.training.loop import Outcome
+
+
+def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
+    """Train what `spec` says and return the finished run, `Run.attachment` included.
+
+    With a `store` (or its folder) the run is recorded there, and a run that is there already is read, not trained
+    again; then `attachment` is None and `Run.restore` loads it. A failure is recorded with its reason and raised.
+
+    The seed is set before anything is built: on one machine, with the same number of threads, the same spec gives
+    the same bytes on the CPU.
+    """
+    if store is None:
+        return _train(spec)
+    store = as_store(store)
+    if spec in store:
+        return store.run(spec.key)
+    try:
+        return store.add(_train(spec))
+    except Exception as error:
+        store.add_failure(spec, error)
+        raise
+
+
+def _train(spec: RunSpec) -> Run:
+    from accelerate.utils import set_seed
+
+    from hadamard_toolkit.adapters.attachment import attach
+    from hadamard_toolkit.backbones import load_backbone
+    from hadamard_toolkit.tasks.registry import load_task
+    from hadamard_toolkit.training.loop import train
+
+    if spec.sparsity is not None:
+        raise UnsupportedError(f"sparsity={spec.sparsity!r} is not supported by this version; leave it out")
+    started, times = datetime.now(UTC), {"load": 0.0}
+    environment.reset_peak_memory()
+    with _timed(times, "total"):
+        with _timed(times, "load"):
+            set_seed(spec.seed)
+            task = load_task(spec.task)
+            model, tokenizer = load_backbone(
+                spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed
+            )
+            attachment = attach(model, spec.adapter, seed=spec.seed)
+        features = _features(cache_folder() / "features")
+        outcome = train(attachment, task, tokenizer, spec.protocol, seed=spec.seed, feature_store=features)
+    info = {
+        "rows": outcome.details["parts"],
+        "run_info": {"started": started.isoformat(timespec="seconds"), "git": environment.git_state()},
+        "train_info": {**_details(outcome), "peak_memory": environment.peak_memory()},
+        "meta_info": _meta(spec, task, attachment),
+    }
+    return Run(
+        spec=spec,
+        metrics=outcome.metrics,
+        headline=task.metric,
+        history=pd.DataFrame(outcome.history),
+        counts=attachment.count(),
+        times={**outcome.times, **times},
+        info=info,
+        predictions=_predictions(outcome),
+        attachment=attachment,
+    )
+
+
+@cache
+def _features(folder: Path) -> FeatureStore:
+    """One per process, so that runs of other seeds and methods find the features of stage one in memory."""
+    from hadamard_toolkit.training.features import FeatureStore
+
+    return FeatureStore(folder)
+
+
+@contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        times[name] = time.perf_counter() - begun
+
+
+def _details(outcome: Outcome) -> dict[str, Any]:
+    return {name: value for name, value in outcome.details.items() if name != "parts"}
+
+
+def _meta(spec: RunSpec, task: Task, attachment: Attachment) -> dict[str, Any]:
+    from hadamard_toolkit.backbones import backbone_provenance
+
+    parameter = next(attachment.model.parameters())
+    return {
+        "versions": environment.versions(),
+        "system": environment.system(),
+        "device": {
+            **environment.describe_device(parameter.device),
+            "dtype": str(parameter.dtype).removeprefix("torch."),
+        },
+        "backbone": backbone_provenance(spec.backbone),
+        "task": {"head": task.head, "labels": task.n_labels, **task.provenance},
+    }
+
+
+def _predictions(outcome: Outcome) -> dict[str, dict[str, np.ndarray]]:
+    """Per split the logits (float32), the true labels and the positions of the rows in their split."""
+    return {
+        split: {
+            "logits": np.asarray(logits, np.float32),
+            "labels": outcome.labels[split],
+            "rows": outcome.rows[split],
+        }
+        for split, logits in outcome.predictions.items()
+    }

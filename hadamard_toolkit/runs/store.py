@@ -1,0 +1,269 @@
+"""A folder of runs: one folder per run, named by its key. Present means done; no index, no server, no database."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.runs.environment import describe_error
+from hadamard_toolkit.runs.record import (
+    RECORD,
+    Run,
+    is_subset,
+    label_of,
+    read_record,
+    read_run,
+    stored_vectors,
+    write_run,
+)
+from hadamard_toolkit.runs.spec import RunSpec, canonical_json
+
+FAILED, CLAIMS = "failed", ".claims"
+KEY = re.compile(r"[0-9a-f]{16}")
+STAGING = re.compile(r"\.staging-(\d+)-")
+STALE_SECONDS = (
+    600  # a record is written in seconds; a process of another machine is not ours to judge sooner
+)
+COUNTS = ("trained", "stored", "nonzero")
+ROLES = ("adapter", "norm", "gate", "head")
+COLUMNS = (
+    *(
+        "key",
+        "backbone",
+        "task",
+        "method",
+        "label",
+        "head_policy",
+        "seed",
+        "split",
+        "metric",
+        "headline",
+        "value",
+    ),
+    *("n", "train_rows", "subset", *COUNTS, *(f"{name}_with_head" for name in COUNTS)),
+    *(f"{name}_{role}" for name in COUNTS for role in ROLES),
+    *("seconds", "device", "adapter", "protocol", "sparsity"),
+)
+
+
+class RunStore:
+    """The runs in `folder`, which comes into being with the first one.
+
+    Many processes may read and write one store at a time. With `keep_full_weights` the weights of runs that train
+    the whole backbone are kept too (90 MB each for MiniLM); otherwise such a run keeps all but its weights.
+    """
+
+    def __init__(self, folder: str | Path, *, keep_full_weights: bool = False) -> None:
+        self.folder = Path(folder).expanduser()
+        self.keep_full_weights = keep_full_weights
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ArgumentError(
+                f"folder={str(folder)!r} is not allowed; it is a file, and a store is a folder"
+            )
+
+    def __repr__(self) -> str:
+        return f"RunStore({str(self.folder)!r}, {len(self)} runs)"
+
+    # reading ---------------------------------------------------------------------------------------------------
+
+    def keys(self) -> list[str]:
+        """Keys of the runs that are done, sorted."""
+        return [
+            path.name for path in self._folders() if KEY.fullmatch(path.name) and (path / RECORD).is_file()
+        ]
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, run: object) -> bool:
+        key = run.key if isinstance(run, RunSpec) else run
+        return isinstance(key, str) and bool(KEY.fullmatch(key)) and (self.folder / key / RECORD).is_file()
+
+    def run(self, key: str) -> Run:
+        """The run with this key, or with the only key that begins so. `ArgumentError` for none or several."""
+        return read_run(self.folder / self._resolve(key))
+
+    def vectors(self, key: str) -> dict[str, np.ndarray]:
+        """Trained vectors of a run, stacked over layers, without loading a backbone; see `Attachment.vectors`."""
+        return stored_vectors(self.folder / self._resolve(key))
+
+    def load(self) -> pd.DataFrame:
+        """All runs as one tidy table: a row per run, split and metric.
+
+        `value` is in natural units and `headline` marks the task's own metric. `n` is the number of rows scored,
+        `train_rows` that of rows trained on, and `subset` says whether the data here, or the rows scored, are less
+        than the official ones. `trained`, `stored` and `nonzero` count parameters without the head,
+        `…_with_head` with it, `…_<role>` by role. `adapter`, `protocol` and `sparsity` are JSON text, `label` the
+        adapter as code. `seconds` is the whole run. A folder that is no run is skipped with a warning that names it.
+        """
+        rows: list[dict[str, Any]] = []
+        for folder in self._folders():
+            try:
+                rows += _tidy(read_record(folder))
+            except DataError as error:
+                warnings.warn(f"skipped {folder}: {error}", stacklevel=2)
+            except (KeyError, TypeError, AttributeError) as error:
+                reason = f"{RECORD} is not that of a run ({type(error).__name__}: {error})"
+                warnings.warn(f"skipped {folder}: {reason}", stacklevel=2)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
+            {"headline": bool, "subset": bool, "value": float}
+        )
+
+    def wide(self) -> pd.DataFrame:
+        """One row per run: what `load` says of it, and one column per split and metric, such as `test/accuracy`."""
+        tidy = self.load()
+        fixed = tidy.drop(columns=["split", "metric", "headline", "value", "n", "subset"]).drop_duplicates(
+            "key"
+        )
+        values = tidy.assign(name=tidy["split"] + "/" + tidy["metric"]).pivot(
+            index="key", columns="name", values="value"
+        )
+        return fixed.set_index("key").join(values)
+
+    def failed(self) -> pd.DataFrame:
+        """Runs that failed and were not done since: key, backbone, task, label, seed, error, message, when."""
+        columns = ["key", "backbone", "task", "label", "seed", "error", "message", "when"]
+        records = [
+            json.loads(path.read_text("utf-8")) for path in sorted((self.folder / FAILED).glob("*.json"))
+        ]
+        flat = [{**record["spec"], **record} for record in records]
+        return pd.DataFrame(flat, columns=columns)
+
+    def _folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        with os.scandir(self.folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return [self.folder / name for name in sorted(names) if name != FAILED]
+
+    def _resolve(self, key: str) -> str:
+        if key in self:
+            return key
+        found = [known for known in self.keys() if key and known.startswith(key)]
+        if len(found) == 1:
+            return found[0]
+        reason = (
+            f"begins the keys {', '.join(found)}; give more of it" if found else f"is no run of {self.folder}"
+        )
+        raise ArgumentError(f"key={key!r} {reason}")
+
+    # writing ---------------------------------------------------------------------------------------------------
+
+    def add(self, run: Run) -> Run:
+        """Write a freshly trained run, wholly or not at all, and forget an earlier failure of it."""
+        self._clean()
+        target = self.folder / run.key
+        with atomic_folder(target) as staging:
+            write_run(run, staging, keep_full_weights=self.keep_full_weights)
+        (self.folder / FAILED / f"{run.key}.json").unlink(missing_ok=True)
+        run.folder = target
+        return run
+
+    def add_failure(self, spec: RunSpec, error: BaseException) -> None:
+        """Note under `failed/<key>.json` why a run failed; a later success removes the note."""
+        note = {
+            "schema": 1,
+            "key": spec.key,
+            "spec": spec.to_dict(),
+            "label": label_of(spec.adapter),
+            **describe_error(error),
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        atomic_write(
+            self.folder / FAILED / f"{spec.key}.json", json.dumps(note, indent=1, sort_keys=True) + "\n"
+        )
+
+    @contextmanager
+    def claim(self, spec: RunSpec) -> Iterator[bool]:
+        """Whether the caller alone may do this run now; held until the block ends.
+
+        The claim is a lock of the operating system on `.claims/<key>`: two sweeps over one store never do a run
+        twice, and the claim of a process that died, however it died, is gone with it.
+        """
+        path = self.folder / CLAIMS / spec.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _clean(self) -> None:
+        """Remove what killed processes left half-written."""
+        for path in self.folder.glob(".staging-*"):
+            owner = STAGING.match(path.name)
+            try:
+                age = time.time() - path.stat().st_mtime
+            except FileNotFoundError:  # its writer has just finished
+                continue
+            if owner and age > STALE_SECONDS and not _alive(int(owner[1])):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def as_store(store: RunStore | str | Path) -> RunStore:
+    """A store as it is, or the store in a folder."""
+    return store if isinstance(store, RunStore) else RunStore(store)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives and belongs to somebody else
+        return True
+    return True
+
+
+def _tidy(record: dict[str, Any]) -> list[dict[str, Any]]:
+    spec, counts, sizes = record["spec"], record["counts"], record["rows"]
+    fixed = {
+        "key": record["key"],
+        "backbone": spec["backbone"],
+        "task": spec["task"],
+        "method": record["method"],
+        "label": record["label"],
+        "head_policy": spec["protocol"]["head"],
+        "seed": spec["seed"],
+        "train_rows": sizes["train"]["rows"],
+        "seconds": record["times"]["total"],
+        "device": record["meta_info"]["device"]["device_name"],
+        **{field: canonical_json(spec[field]) for field in ("adapter", "protocol", "sparsity")},
+    }
+    for name in COUNTS:
+        by_role = {role: counts[role][name] for role in ROLES}
+        fixed |= {f"{name}_{role}": value for role, value in by_role.items()}
+        fixed |= {f"{name}_with_head": sum(by_role.values()), name: sum(by_role.values()) - by_role["head"]}
+    return [
+        {
+            **fixed,
+            "split": split,
+            "metric": metric,
+            "headline": metric == record["headline"],
+            "value": value,
+            "n": sizes[split]["rows"],
+            "subset": is_subset(split, record),
+        }
+        for split, values in record["metrics"].items()
+        for metric, value in values.items()
+    ]

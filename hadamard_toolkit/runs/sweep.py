@@ -1,0 +1,256 @@
+"""`sweep`: many specs, each done once, by one process, by several, or by a Ray cluster."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice, check_range
+from hadamard_toolkit.runs.environment import usable_cores
+from hadamard_toolkit.runs.record import label_of, read_record
+from hadamard_toolkit.runs.run import run
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore, as_store
+
+
+class MissingExtraError(ToolkitError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class WorkerError(ToolkitError, RuntimeError):
+    """A worker process died under a run."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one spec: `done`, `failed` (with the reason) or `elsewhere` (another process has it)."""
+
+    spec: RunSpec
+    status: str
+    reason: str = ""
+
+
+Engine = Callable[[list[RunSpec], RunStore, int | None], Iterator[Attempt]]
+
+
+def sweep(
+    specs: Iterable[RunSpec],
+    store: RunStore | str | Path,
+    engine: str = "inline",
+    workers: int | None = None,
+    *,
+    report: Callable[[str], None] | None = None,
+) -> pd.DataFrame:
+    """Do the runs of `specs` that `store` lacks, and say what became of each.
+
+    Parameters
+    ----------
+    engine: `"inline"`: one after the other, here. `"processes"`: in `workers` processes of this machine, each with
+        a GPU of its own (where there are any) and its share of the cores. `"ray"`: as tasks of a Ray cluster
+        (`pip install hadamard_toolkit[ray]`; `RAY_ADDRESS` names it), `workers` at a time; the store must be on
+        a file system that all its machines share.
+    workers: runs at a time; None: one per GPU, or one per two cores where there is none.
+    report: called with one line of text per finished run, estimate of the end included, for logs; a progress bar
+        shows the same in a terminal and in Jupyter.
+
+    A run that fails is recorded with its reason (`RunStore.failed`) and does not stop the rest; the next sweep tries it
+    again. Runs that another sweep over the same store has in hand are left to it. Interrupting loses only the runs
+    in hand. Worker processes import this library afresh: tasks and adapters of your own must be registered by a module
+    that they import, and a script must guard its sweep with `if __name__ == "__main__":`.
+
+    Returns a row per spec, in the order given: `key, backbone, task, label, seed, status, score, seconds, reason`, with
+    `status` one of `present` (done before), `done`, `failed`, `elsewhere`, and `score` the headline on test.
+    """
+    check_choice("engine", engine, ENGINES)
+    if workers is not None:
+        check_range("workers", workers, least=1, **({"most": 1} if engine == "inline" else {}))
+    store, plan = as_store(store), list(dict.fromkeys(specs))
+    if wrong := [spec for spec in plan if not isinstance(spec, RunSpec)]:
+        raise ArgumentError(f"specs holds {wrong[0]!r}; every one must be a RunSpec")
+    missing = [spec for spec in plan if spec not in store]
+    became = {spec: Attempt(spec, "present") for spec in plan if spec in store}
+    for attempt in _with_progress(ENGINES[engine](missing, store, workers), len(missing), report):
+        became[attempt.spec] = attempt
+    return pd.DataFrame([_summary(became[spec], store) for spec in plan], columns=list(_SUMMARY))
+
+
+_SUMMARY = ("key", "backbone", "task", "label", "seed", "status", "score", "seconds", "reason")
+
+
+def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
+    spec, status, score, seconds = attempt.spec, attempt.status, float("nan"), float("nan")
+    if spec in store:  # also when the process that had it elsewhere has finished meanwhile
+        record = read_record(store.folder / spec.key)
+        status = "present" if status == "present" else "done"
+        value = record["metrics"]["test"][record["headline"]]
+        score, seconds = float("nan") if value is None else value, record["times"]["total"]
+    fixed = (spec.key, spec.backbone, spec.task, label_of(spec.adapter), spec.seed)
+    return dict(zip(_SUMMARY, (*fixed, status, score, seconds, attempt.reason), strict=True))
+
+
+def _with_progress(
+    attempts: Iterator[Attempt], total: int, report: Callable[[str], None] | None
+) -> Iterator[Attempt]:
+    from hadamard_toolkit.training.progress import bar
+
+    begun = time.monotonic()
+    with bar(total=total, description="sweep", unit="run") as progress:
+        for count, attempt in enumerate(attempts, start=1):
+            progress.update()
+            if report is not None:
+                left = (time.monotonic() - begun) / count * (total - count)
+                spec, reason = attempt.spec, f": {attempt.reason}" if attempt.reason else ""
+                what = f"{spec.key} {spec.task} {label_of(spec.adapter)} seed {spec.seed} {attempt.status}{reason}"
+                report(
+                    f"[{count}/{total}] {what}" + (f" (about {duration(left)} left)" if count < total else "")
+                )
+            yield attempt
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def attempt_run(spec: RunSpec, store: RunStore) -> Attempt:
+    """Claim a spec, do it unless it is done, and never raise for a run that fails. This is what workers execute."""
+    with store.claim(spec) as mine:
+        if not mine:
+            return Attempt(spec, "elsewhere", "another process is at it")
+        try:
+            if spec not in store:
+                run(spec, store)
+        except Exception as error:
+            return Attempt(spec, "failed", _one_line(error))
+        finally:
+            gc.collect()  # hooks and modules refer to each other; a GPU should not have to wait for the collector
+    return Attempt(spec, "done")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# engines -------------------------------------------------------------------------------------------------------
+
+
+def _inline(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+    for spec in specs:
+        yield attempt_run(spec, store)
+
+
+def _processes(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+    devices = _gpus()
+    size = min(workers or devices or max(1, usable_cores() // 2), max(1, len(specs)))
+    queue = deque(specs)
+    while queue:
+        in_hand: dict[Future[Attempt], RunSpec] = {}
+        pool = _pool(size, devices)
+        try:
+            while queue or in_hand:
+                while queue and len(in_hand) < size:  # no more, so that a dead worker leaves few suspects
+                    in_hand[pool.submit(attempt_run, queue[0], store)] = queue[0]
+                    queue.popleft()
+                for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
+                    result = future.result()
+                    del in_hand[future]
+                    yield result
+        except BrokenProcessPool:
+            pass  # the suspects follow, one by one
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        for spec in in_hand.values():
+            yield _alone(spec, store, devices)
+
+
+def _alone(spec: RunSpec, store: RunStore, devices: int) -> Attempt:
+    """A run in a process of its own: if that dies too, the run is to blame."""
+    with _pool(1, devices) as pool:
+        try:
+            return pool.submit(attempt_run, spec, store).result()
+        except BrokenProcessPool:
+            error = WorkerError("the worker process died (killed from outside, or out of memory)")
+            store.add_failure(spec, error)
+            return Attempt(spec, "failed", _one_line(error))
+
+
+def _pool(size: int, devices: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+    slots = context.SimpleQueue()
+    for worker in range(size):
+        slots.put(worker % devices if devices else None)
+    threads = max(1, usable_cores() // size)
+    return ProcessPoolExecutor(size, mp_context=context, initializer=_start_worker, initargs=(threads, slots))
+
+
+def _start_worker(threads: int, slots: Any) -> None:
+    """One GPU and a share of the cores for this worker, whose own progress bars would only garble the sweep's."""
+    os.environ["HADAMARD_PROGRESS"] = "0"
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    device = slots.get()
+    if device is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = [name for name in visible.split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[device] if names else str(device)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _ray(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError(
+            "engine='ray' needs Ray; install it with: pip install hadamard_toolkit[ray]"
+        ) from None
+
+    if not ray.is_initialized():
+        ray.init()
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    size = workers or gpus or max(1, cpus // 2)
+    # Ray runs as many tasks at a time as their shares fit the cluster, and gives each OMP_NUM_THREADS by its CPUs.
+    # A run uses one GPU or a part of one; Ray counts parts to four decimals.
+    share = int(min(1.0, gpus / size) * 10_000) / 10_000
+    task = ray.remote(
+        num_cpus=max(1, cpus // size),
+        num_gpus=share,
+        max_retries=0,
+        runtime_env={"env_vars": {"HADAMARD_PROGRESS": "0"}},
+    )(attempt_run)
+    shared = RunStore(store.folder.resolve(), keep_full_weights=store.keep_full_weights)
+    pending = {task.remote(spec, shared): spec for spec in specs}
+    while pending:
+        ready, _ = ray.wait(list(pending), num_returns=1)
+        for reference in ready:
+            spec = pending.pop(reference)
+            try:
+                yield ray.get(reference)
+            except ray.exceptions.RayError as error:  # the worker died, or the machine under it
+                store.add_failure(spec, error)
+                yield Attempt(spec, "failed", _one_line(error))
+
+
+ENGINES: dict[str, Engine] = {"inline": _inline, "processes": _processes, "ray": _ray}

@@ -1,0 +1,147 @@
+"""Equal budgets: which widths and sparsities keep the same number of weights (Large-Sparse, He et al. 2022)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hadamard_toolkit.adapters.attachment import attach
+from hadamard_toolkit.adapters.base import Adapter
+from hadamard_toolkit.backbones import backbone_from_config
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.sparsity.maskable import targets
+from hadamard_toolkit.sparsity.spec import Maskable, check_whole
+
+SIZES = ("bottleneck", "rank")  # fields that set the inner width of a part
+LARGEST = 8  # times the smallest width, if `sizes` are left out
+
+
+def large_sparse(
+    budget: int,
+    adapter: Adapter,
+    model: PreTrainedModel | PreTrainedConfig,
+    *,
+    sizes: Iterable[int] | None = None,
+    biases: bool = False,
+    maskable: Maskable = "projections",
+) -> pd.DataFrame:
+    """Adapters of growing width with the sparsity at which each keeps `budget` parameters, to one entry.
+
+    Parameters
+    ----------
+    budget: parameters that are kept: the maskable ones, or with `biases` all of the adapter, its dense biases (which
+        grow with the width) and gates included.
+    adapter: an adapter with a `bottleneck` or `rank`, of any value; all of its parts in a `Stack` get the same one.
+    model: a model or its config; only shapes count.
+    sizes: widths; those that are too small for the budget are left out. None: the smallest power of two that holds the
+        budget, and its doubles up to 8 times that.
+
+    Returns one row per width: `size`, `adapter`, `maskable` (entries), `other` (parameters never masked), `kept` (of the
+    maskable), `sparsity` (for `sparsify`, share removed), `total` (kept + other). Raises `ArgumentError` for a budget that
+    no width meets, `UnsupportedError` for an adapter without a width.
+    """
+    check_whole("budget", budget, 1)
+    measure = _Measure(model, adapter, maskable)
+    rows = []
+    for size in _sizes(sizes, budget, measure, biases):
+        entries, other = measure(size)
+        kept = budget - other if biases else budget
+        if 0 < kept <= entries:
+            sparsity = (entries - kept) / entries
+            assert round(sparsity * entries) == entries - kept
+            rows.append((size, measure.of(size), entries, other, kept, sparsity, kept + other))
+    if not rows:
+        counted = "with biases" if biases else "without biases"
+        raise ArgumentError(
+            f"budget={budget} {counted} is not allowed: none of the sizes tried holds so many maskable parameters of "
+            f"{adapter}, or its biases alone exceed it; give other sizes"
+        )
+    columns = ["size", "adapter", "maskable", "other", "kept", "sparsity", "total"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def dense_adapter(
+    adapter: Adapter,
+    model: PreTrainedModel | PreTrainedConfig,
+    kept: int,
+    *,
+    maskable: Maskable = "projections",
+) -> Adapter:
+    """`adapter` at the width at which it has nearest to `kept` maskable parameters (at least width 1)."""
+    measure = _Measure(model, adapter, maskable)
+    low = max(1, math.floor(kept / measure(1)[0]))
+    # the count grows by at least so much per step, and exactly so where every part scales
+    while low > 1 and measure(low)[0] > kept:
+        low -= max(1, math.floor((measure(low)[0] - kept) / measure(1)[0]))
+    nearest = min((low, low + 1), key=lambda size: abs(measure(size)[0] - kept))
+    return measure.of(nearest)
+
+
+class _Measure:
+    """Counts maskable and other parameters of an adapter at a width, on the meta device."""
+
+    def __init__(
+        self, model: PreTrainedModel | PreTrainedConfig, adapter: Adapter, maskable: Maskable
+    ) -> None:
+        config = copy.deepcopy(model.config if isinstance(model, PreTrainedModel) else model)
+        with torch.device("meta"):
+            self.model = backbone_from_config(config)
+        self.adapter, self.maskable = adapter, maskable
+        self.known: dict[int, tuple[int, int]] = {}
+        if self._count(self.of(1)) == self._count(self.of(2)):
+            raise UnsupportedError(
+                f"{adapter} has no {' or '.join(SIZES)} that changes its maskable parameters"
+            )
+
+    def of(self, size: int) -> Adapter:
+        """The adapter at this width."""
+        return _resized(self.adapter, size)
+
+    def __call__(self, size: int) -> tuple[int, int]:
+        if size not in self.known:
+            self.known[size] = self._count(self.of(size))
+        return self.known[size]
+
+    def _count(self, adapter: Adapter) -> tuple[int, int]:
+        attachment = attach(self.model, adapter)
+        try:
+            entries = sum(t.parameter.numel() for t in targets(attachment, self.maskable).values())
+            stored = int(attachment.count()["stored"].drop("head").sum())
+            return entries, stored - entries
+        finally:
+            attachment.detach()
+
+
+def _resized(adapter: Adapter, size: int) -> Adapter:
+    changes: dict[str, Any] = {}
+    for entry in dataclasses.fields(adapter):
+        value = getattr(adapter, entry.name)
+        if entry.name in SIZES and value is not None:
+            changes[entry.name] = size
+        elif isinstance(value, Adapter):
+            changes[entry.name] = _resized(value, size)
+        elif isinstance(value, tuple) and any(isinstance(item, Adapter) for item in value):
+            changes[entry.name] = tuple(
+                _resized(item, size) if isinstance(item, Adapter) else item for item in value
+            )
+    return replace(adapter, **changes) if changes else adapter
+
+
+def _sizes(sizes: Iterable[int] | None, budget: int, measure: _Measure, biases: bool) -> list[int]:
+    if sizes is not None:
+        found = list(sizes)
+        for size in found:
+            check_whole("sizes", size, 1)
+        return found
+    size = 1
+    while sum(measure(size)[: 1 + biases]) < budget:
+        size *= 2
+    return [size * 2**power for power in range(int(math.log2(LARGEST)) + 1)]

@@ -1,0 +1,218 @@
+"""`sparsify`: score, cut, and put masks to work."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor, nn
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.adapters.base import adapter_to_dict
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.sparsity.allocate import Pool, keep_best, pools
+from hadamard_toolkit.sparsity.batches import Batch, Batches
+from hadamard_toolkit.sparsity.guards import check_finite, check_rank
+from hadamard_toolkit.sparsity.maskable import Target, targets
+from hadamard_toolkit.sparsity.masks import Masks
+from hadamard_toolkit.sparsity.scores import SCORERS, Scene, Scores, scoring
+from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_sparsity, check_whole
+
+TIED_SHARE = 0.01  # of all entries; from here on ties are worth a warning
+
+
+def sparsify(
+    attachment: Attachment,
+    *,
+    scorer: str,
+    sparsity: float,
+    scope: str = "global",
+    batches: Iterable[Batch] | None = None,
+    rounds: int = 1,
+    seed: int = 0,
+    maskable: Maskable = "projections",
+    warmup_steps: int = 0,
+    warmup_rate: float = 1e-3,
+) -> Masks:
+    """Remove the share `sparsity` of an adapter's weights before training, lowest scores first, and keep them removed.
+
+    Parameters
+    ----------
+    attachment: fresh, without masks.
+    scorer: `"random"`, `"magnitude"`, `"erdos-renyi"`, `"snip"`, `"grasp"` or `"synflow"`; formulas in `scores`.
+    sparsity: the share removed, 0 <= sparsity < 1: round(sparsity · N) of the N maskable entries, to one entry. (The code
+        of SparseAdapter calls the share *kept* so.)
+    scope: who competes: all entries (`"global"`), those of one tensor, or those of one layer.
+    batches: model inputs with `labels`; SNIP and GraSP need them. The model is in evaluation mode and float32, L is the
+        mean loss over all examples, whatever the batches. `draw_batches` makes them from a task.
+    rounds: scoring rounds; after round r of R the share (1 - sparsity)^(r/R) stays (Tanaka et al. 2020). Scores that do
+        not look at the mask (random, magnitude, erdos-renyi) give the same in one.
+    seed: of random scores; independent of the seed of the weights.
+    maskable: what may be removed: `"projections"` (declared by the adapter), another kind, `"all"`, or a tuple of kinds
+        and full parameter names; see `targets`.
+    warmup_steps, warmup_rate: first train the adapter that many AdamW steps on `batches`, for weights that start at zero.
+
+    Ties go by position, so never more than asked is removed. A tensor, layer or site of which nothing stays is named in
+    a warning and in `Masks.report()`.
+
+    Raises `ArgumentError` for a bad argument and an adapter without maskable parameters, `DegenerateScores` where all
+    scores of a tensor are equal (cause and cure in its message), `DataError` for scores that are not finite.
+    """
+    check_choice("scorer", scorer, SCORERS)
+    check_sparsity(sparsity)
+    check_choice("scope", scope, SCOPES)
+    check_whole("rounds", rounds, 1)
+    check_whole("seed", seed, 0)
+    check_whole("warmup_steps", warmup_steps, 0)
+    check_range("warmup_rate", warmup_rate, above=0)
+    if attachment.masking:
+        raise ArgumentError("this attachment has masks already; remove() them first")
+    found = targets(attachment, maskable)
+    given = Batches.of(batches)
+    if SCORERS[scorer].data or warmup_steps:
+        given.require(f"scorer={scorer!r}" if SCORERS[scorer].data else f"warmup_steps={warmup_steps}")
+    if warmup_steps:
+        warm_up(attachment, given, steps=warmup_steps, learning_rate=warmup_rate)
+    kept, tied = _masks(attachment, found, given, scorer, sparsity, scope, rounds, seed)
+    provenance = {
+        "scorer": scorer,
+        "sparsity": sparsity,
+        "scope": scope,
+        "rounds": rounds,
+        "maskable": maskable if isinstance(maskable, str) else list(maskable),
+        "seed": seed,
+        "init_seed": attachment.seed,
+        "warmup_steps": warmup_steps,
+        "warmup_rate": warmup_rate if warmup_steps else None,
+        "adapter": adapter_to_dict(attachment.adapter),
+        "tied": tied,
+        **given.record(),
+    }
+    masks = Masks(kept, {name: target.place for name, target in found.items()}, provenance).apply(attachment)
+    warn_of_losses(masks)
+    return masks
+
+
+def _masks(
+    attachment: Attachment,
+    found: Mapping[str, Target],
+    batches: Batches,
+    scorer: str,
+    sparsity: float,
+    scope: str,
+    rounds: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], int]:
+    """Masks on the CPU, and the ties at the last cut; the attachment is as before afterwards."""
+    parameters = {name: target.parameter for name, target in found.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    places = {name: target.place for name, target in found.items()}
+    final = pools(scorer, sparsity, scope, shapes, places)
+    kept = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    if not any(pool.removed for pool in final):
+        return kept, 0
+    steps = rounds if SCORERS[scorer].adaptive else 1
+    tied, before = 0, [0] * len(final)
+    with (
+        scoring(attachment, list(parameters.values())),
+        _put_back(parameters) if steps > 1 else nullcontext(),
+    ):
+        for step in range(1, steps + 1):
+            share = 1 - (1 - sparsity) ** (step / steps)
+            goal = final if step == steps else pools(scorer, share, scope, shapes, places)
+            now = [
+                replace(f, removed=step_towards(f, g, b)) for f, g, b in zip(final, goal, before, strict=True)
+            ]
+            scores = _scores(attachment, parameters, kept, batches, scorer, seed, first=step == 1)
+            kept, tied = keep_best(scores, now)
+            before = [pool.removed for pool in now]
+            if step < steps:
+                zero_removed(parameters, kept)
+    return kept, tied
+
+
+def step_towards(final: Pool, goal: Pool, before: int) -> int:
+    """Removed entries of a pool on the way: `goal`, but no fewer than `before` and no more than in the end."""
+    return max(before, min(goal.removed, final.removed))
+
+
+def _scores(
+    attachment: Attachment,
+    parameters: Mapping[str, nn.Parameter],
+    kept: Mapping[str, Tensor],
+    batches: Batches,
+    scorer: str,
+    seed: int,
+    *,
+    first: bool,
+) -> Scores:
+    """Checked scores on the CPU; what was removed before is below everything."""
+    here = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
+    scene = Scene(attachment, parameters, here, batches, seed)
+    found = SCORERS[scorer].score(scene)
+    scores = {name: found[name].detach().cpu() for name in parameters}
+    check_finite(scorer, scores)
+    if first:  # later, all scores of a tensor may vanish because its partner is gone
+        check_rank(scorer, scores, {name: parameter.detach() for name, parameter in parameters.items()})
+    return {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
+
+
+@torch.no_grad()
+def zero_removed(parameters: Mapping[str, nn.Parameter], kept: Mapping[str, Tensor]) -> None:
+    """Set removed entries of `parameters` to zero."""
+    for name, parameter in parameters.items():
+        parameter.masked_fill_(~kept[name].to(parameter.device), 0.0)
+
+
+@contextmanager
+def _put_back(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """The values of `parameters` are as before afterwards."""
+    values = [(parameter, parameter.detach().clone()) for parameter in parameters.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in values:
+                parameter.copy_(value)
+
+
+def warm_up(
+    attachment: Attachment, batches: Iterable[Batch], *, steps: int, learning_rate: float = 1e-3
+) -> None:
+    """Train adapter, norms and gates `steps` AdamW steps on `batches` in turn; the head stays, dropout is off.
+
+    After it, weights that began at zero have scores. Their new values stay.
+    """
+    given = Batches.of(batches)
+    given.require("a warm-up")
+    parts = [insertion.module for insertion in attachment.insertions.values()]
+    frozen = {id(part.get_parameter(name)) for part in parts for name in part.frozen}
+    own = [p for role in ("adapter", "norm", "gate") for p in attachment.parameters(role)]
+    parameters = [parameter for parameter in own if id(parameter) not in frozen]
+    with scoring(attachment, parameters):
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+        for batch, _ in islice(cycle(given.on(parameters[0].device)), steps):
+            optimizer.zero_grad()
+            attachment.model(**batch).loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+
+
+def warn_of_losses(masks: Masks) -> None:
+    """Warn of tensors, layers and sites that are empty, and of a cut through many equal scores."""
+    report = masks.report()
+    if report["emptied"]:
+        lost = "; ".join(f"{by} {', '.join(map(str, names[:6]))}" for by, names in report["emptied"].items())
+        warnings.warn(
+            f"nothing stays of {lost}. A scope of 'tensor' keeps a share everywhere; Masks.report() lists what is lost",
+            stacklevel=3,
+        )
+    if report["tied"] > TIED_SHARE * report["entries"]:
+        warnings.warn(
+            f"{report['tied']} of {report['entries']} entries were removed for their position: kept ones score the same",
+            stacklevel=3,
+        )

@@ -1,0 +1,111 @@
+"""Pruning during training: magnitude, on a cubic schedule (Zhu and Gupta 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.optim import Optimizer
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.adapters.base import adapter_to_dict
+from hadamard_toolkit.errors import ArgumentError, check_choice
+from hadamard_toolkit.sparsity.allocate import keep_best, pools
+from hadamard_toolkit.sparsity.guards import check_finite
+from hadamard_toolkit.sparsity.maskable import targets
+from hadamard_toolkit.sparsity.masks import Masks
+from hadamard_toolkit.sparsity.prune import step_towards
+from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_schedule, check_sparsity
+
+
+class GradualPruning:
+    """Call it after every optimizer step (`train(…, on_step=GradualPruning(…))`): masks narrow until `sparsity` is reached.
+
+    s(t) = s·(1 - (1 - p)³), p the part of the way from `begin` to `end` (shares of all steps), every `every` steps and at
+    the end of the way, exact to one entry (Zhu and Gupta 2017, equation 1, from 0). What was removed stays removed: its
+    momentum in the optimizer is cleared when it goes, and never fed again. The lowest |θ| goes, within `scope`.
+
+    `masks` are at work from the start (all kept) and those of `Masks.of(attachment)` afterwards. Training must not select
+    weights from before the end of the way: the call returns whether it is still on it.
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        *,
+        sparsity: float,
+        scope: str = "global",
+        begin: float = 0.1,
+        end: float = 0.7,
+        every: int = 10,
+        maskable: Maskable = "projections",
+    ) -> None:
+        check_sparsity(sparsity)
+        check_choice("scope", scope, SCOPES)
+        check_schedule(begin, end, every)
+        if attachment.masking:
+            raise ArgumentError("this attachment has masks already; remove() them first")
+        found = targets(attachment, maskable)
+        self.attachment, self.sparsity, self.scope = attachment, sparsity, scope
+        self.begin, self.end, self.every = begin, end, every
+        self.parameters = {name: target.parameter for name, target in found.items()}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        self.places = {name: target.place for name, target in found.items()}
+        self._final = pools("magnitude", sparsity, scope, self.shapes, self.places)
+        provenance = {
+            "scorer": "magnitude",
+            "when": "gradual",
+            "sparsity": sparsity,
+            "scope": scope,
+            "rounds": 1,
+            "begin": begin,
+            "end": end,
+            "every": every,
+            "maskable": maskable if isinstance(maskable, str) else list(maskable),
+            "init_seed": attachment.seed,
+            "adapter": adapter_to_dict(attachment.adapter),
+        }
+        kept = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
+        self.masks = Masks(kept, self.places, provenance).apply(attachment)
+
+    def target(self, step: int, steps: int) -> float:
+        """s(t) after step `step` of `steps`."""
+        first, last = self._way(steps)
+        way = min(max((step - first) / (last - first), 0.0), 1.0)
+        return self.sparsity * (1 - (1 - way) ** 3)
+
+    def __call__(self, step: int, steps: int, optimizer: Optimizer) -> bool:
+        """After step `step` (from 1) of `steps`: narrow the masks if it is time. True while sparsity is still to grow."""
+        first, last = self._way(steps)
+        if step == last or (first < step < last and (step - first) % self.every == 0):
+            self._narrow(self.target(step, steps))
+            self._clear(optimizer)
+        return step < last
+
+    def _way(self, steps: int) -> tuple[int, int]:
+        last = max(1, round(self.end * steps))
+        return min(round(self.begin * steps), last - 1), last
+
+    def _narrow(self, share: float) -> None:
+        masking = self.attachment.masking
+        if masking is None:
+            raise ArgumentError("the masks of this schedule were removed while it ran")
+        before = masking.kept
+        scores = {name: parameter.detach().abs().cpu() for name, parameter in self.parameters.items()}
+        check_finite("magnitude", scores)
+        scores = {name: score.masked_fill(~before[name], -torch.inf) for name, score in scores.items()}
+        removed = [sum(int((~before[name]).sum()) for name in pool.names) for pool in self._final]
+        goals = pools("magnitude", share, self.scope, self.shapes, self.places)
+        now = [
+            replace(final, removed=step_towards(final, goal, gone))
+            for final, goal, gone in zip(self._final, goals, removed, strict=True)
+        ]
+        masking.narrow(keep_best(scores, now)[0])
+
+    @torch.no_grad()
+    def _clear(self, optimizer: Optimizer) -> None:
+        kept = self.attachment.masking.kept if self.attachment.masking else {}
+        for name, parameter in self.parameters.items():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    value.masked_fill_(~kept[name].to(value.device), 0.0)

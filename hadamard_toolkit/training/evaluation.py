@@ -1,0 +1,96 @@
+"""Running a model over rows, on any number of processes, and scoring what comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.training import metrics
+from hadamard_toolkit.training.batching import Batch, Source
+from hadamard_toolkit.training.protocol import Protocol
+
+
+def open_accelerator(protocol: Protocol) -> Accelerator:
+    """An `Accelerator` for one run: CUDA, else the CPU; as many processes as `accelerate launch` started.
+
+    Batches are split over the processes, so that a protocol's `batch_size` means the same on any number of them.
+    """
+    precision = "bf16" if protocol.precision == "bf16" else "no"
+    # The state is one per process, and refuses a second precision; runs of both kinds may follow each other.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=not torch.cuda.is_available(),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    for field in ("batch_size", "eval_batch_size"):
+        if getattr(protocol, field) % accelerator.num_processes:
+            raise ArgumentError(
+                f"{field}={getattr(protocol, field)} is not allowed on {accelerator.num_processes} processes; "
+                "it must be a multiple of their number"
+            )
+    return accelerator
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """What the model reads of a batch."""
+    return {key: value for key, value in batch.items() if key not in ("row", "labels")}
+
+
+def collect(
+    accelerator: Accelerator, source: Source, batch_size: int, step: Callable[[Batch], Tensor]
+) -> np.ndarray:
+    """`step(batch)` [rows of the batch, width] over all rows without gradients: float32 [rows, width], in row order.
+
+    Every process gets the whole result.
+    """
+    positions, values = [], []
+    with torch.inference_mode():
+        for batch in accelerator.prepare_data_loader(source.evaluation(batch_size)):
+            row, value = accelerator.gather((batch["row"], step(batch).float().contiguous()))
+            positions.append(row)
+            values.append(value)
+        found = torch.cat(values).cpu().numpy()
+        order = torch.cat(positions).cpu().numpy()
+    result = np.empty((len(source.rows), found.shape[1]), np.float32)
+    result[order] = found  # the last batch may repeat rows, to be even; a repeated row has the same value
+    return result
+
+
+def predict(accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
+    """Logits [rows, outputs] in row order, in evaluation mode; the model's mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with accelerator.autocast():
+            return collect(accelerator, source, batch_size, lambda batch: model(**inputs_of(batch)).logits)
+    finally:
+        model.train(training)
+
+
+def score(names: tuple[str, ...], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The metrics `names` and the mean `loss` (cross-entropy, or squared error where labels are floats)."""
+    found = metrics.compute(names, logits, labels)
+    outputs, targets = torch.from_numpy(logits), torch.from_numpy(labels)
+    if targets.is_floating_point():
+        loss = functional.mse_loss(outputs[:, 0].double(), targets.double())
+    else:
+        loss = functional.cross_entropy(outputs.double(), targets)
+    return {**found, "loss": float(loss)}
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """The device in words: a GPU's name, or the CPU with its threads."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"cpu ({torch.get_num_threads()} of {os.cpu_count()} threads)"

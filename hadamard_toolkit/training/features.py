@@ -1,0 +1,341 @@
+"""Frozen features: what the task head reads, computed once per backbone and text.
+
+While only the head trains, the backbone's answer to a row never changes. It is computed once in evaluation mode
+with the adapter off, and the model's own forward then runs with a stub in place of the backbone, so that every
+architecture's own head (dropout, dense layers, activation, loss) is used unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqModelOutput
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.paths import atomic_write
+from hadamard_toolkit.training.batching import Batch, Examples, Source
+from hadamard_toolkit.training.evaluation import collect, inputs_of
+
+FORMAT = 1  # raise it when the meaning of a stored tensor changes
+PROBE_ROWS = 8
+# The largest difference allowed between logits from the backbone and from its features, relative to
+OF_SPREAD = 1e-2  # how much logits differ between rows,
+OF_SIZE = 1e-5  # and, for rounding, to their size.
+_NOT_THE_BACKBONE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "transformers_version",
+}
+
+
+# What a head may read of a backbone's output, tried in this order. Each gives [rows, width], or None.
+
+
+def _pooler(output: Any, batch: Batch, config: Any) -> Tensor | None:
+    return getattr(output, "pooler_output", None)
+
+
+def _first(output: Any, batch: Batch, config: Any) -> Tensor | None:
+    return output[0][:, 0]
+
+
+def _last_where(output: Any, wanted: Tensor) -> Tensor | None:
+    places = torch.arange(wanted.shape[1], device=wanted.device) * wanted
+    return output[0][torch.arange(len(wanted), device=wanted.device), places.argmax(-1)]
+
+
+def _end(output: Any, batch: Batch, config: Any) -> Tensor | None:
+    end = config.eos_token_id
+    return _last_where(output, batch["input_ids"] == end) if isinstance(end, int) else None
+
+
+def _last(output: Any, batch: Batch, config: Any) -> Tensor | None:
+    pad = config.pad_token_id
+    return _last_where(output, batch["input_ids"] != pad) if isinstance(pad, int) else None
+
+
+def _mean(output: Any, batch: Batch, config: Any) -> Tensor | None:
+    if "attention_mask" not in batch:
+        return None
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return (output[0] * mask).sum(1) / mask.sum(1)
+
+
+READINGS: dict[str, Callable[[Any, Batch, Any], Tensor | None]] = {
+    "pooler output": _pooler,
+    "first token": _first,
+    "end-of-sequence token": _end,
+    "last token": _last,
+    "mean of tokens": _mean,
+}
+
+
+class _Stub(nn.Module):
+    """Stands in for the backbone and returns `inputs_embeds` [rows, 1, width] as its output."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Any:
+        if self.config.is_encoder_decoder:
+            return Seq2SeqModelOutput(last_hidden_state=inputs_embeds)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=inputs_embeds, pooler_output=inputs_embeds[:, 0]
+        )
+
+
+@contextmanager
+def without_backbone(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block `model` is its head alone; feed it batches of `FeatureRows`."""
+    name, base = model.base_model_prefix, model.base_model
+    if base is model:
+        raise UnsupportedError(f"{type(model).__name__} has no head apart from its base model")
+    stub = _Stub(model.config).train(base.training)
+    setattr(model, name, stub)
+    try:
+        yield
+    finally:
+        base.train(stub.training)
+        setattr(model, name, base)
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Cached features as rows for a `Source`: `vectors` [rows, width], `labels` [rows], and one token per row."""
+
+    vectors: Tensor
+    labels: np.ndarray
+    token: int
+
+    @property
+    def lengths(self) -> list[int]:
+        return [1] * len(self)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        order = torch.as_tensor(rows)
+        return {
+            "row": order,
+            "labels": torch.from_numpy(self.labels[order.numpy()]),
+            "inputs_embeds": self.vectors[order].unsqueeze(1),
+            "input_ids": torch.full((len(rows), 1), self.token),
+            "attention_mask": torch.ones((len(rows), 1), dtype=torch.long),
+        }
+
+
+def feature_source(model: PreTrainedModel, vectors: Tensor, labels: np.ndarray) -> Source:
+    """A `Source` of features [rows, width] for `model` inside `without_backbone`."""
+    end = model.config.eos_token_id
+    return Source(FeatureRows(vectors, labels, end if isinstance(end, int) else 0), _as_it_is)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+class FeatureStore:
+    """Features by content: in memory up to `memory` bytes, and as safetensors files in `folder`, if one is given.
+
+    The key covers the backbone's weights and config, the token ids and how they are batched, so that a backbone
+    that changed never meets old features. A damaged file counts as absent.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, memory: int = 1 << 30) -> None:
+        self.folder = Path(folder) if folder is not None else None
+        self.memory = memory
+        self._held: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, key: str) -> Tensor | None:
+        """The features under `key`, or None."""
+        found = self._held.get(key)
+        if found is None and self.folder is not None:
+            found = _read(self.folder / f"{key}.safetensors")
+        if found is not None:
+            self._hold(key, found)
+        return found
+
+    def put(self, key: str, features: Tensor, *, write: bool = True) -> None:
+        """Keep `features`, and write them to the folder, wholly or not at all."""
+        self._hold(key, features)
+        if write and self.folder is not None:
+            data = save({"features": features}, metadata={"sha256": _digest(features)})
+            atomic_write(self.folder / f"{key}.safetensors", data)
+
+    def _hold(self, key: str, features: Tensor) -> None:
+        self._held[key] = features
+        self._held.move_to_end(key)
+        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self.memory:
+            self._held.popitem(last=False)
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _read(path: Path) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            features = file.get_tensor("features")
+            return features if (file.metadata() or {}).get("sha256") == _digest(features) else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def backbone_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of everything that shapes features: class, config and every parameter byte of the base model."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_THE_BACKBONE}
+    about = [FORMAT, type(model).__name__, config, str(model.config._attn_implementation)]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for parameter in model.base_model.parameters():
+        digest.update(f"{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def head_features(
+    attachment: Attachment,
+    examples: Examples,
+    collate: Callable[[Any], Batch],
+    accelerator: Accelerator,
+    batch_size: int,
+    store: FeatureStore,
+) -> Tensor:
+    """What the head of `attachment.model` reads for every row, without the adapter: float32 [rows, width] on the CPU.
+
+    Taken from `store` when it is there. Raises `UnsupportedError` when the head reads more than one vector per
+    row (span and masked-LM heads, unknown poolings), found out by comparing logits.
+    """
+    model = attachment.model
+    with attachment.enabled(False):
+        about = [backbone_digest(model), examples.digest(), batch_size // accelerator.num_processes]
+        about.append(accelerator.device.type)
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        found = store.get(key)
+        if not _everywhere(accelerator, found is not None):
+            found = _capture(model, examples, collate, accelerator, batch_size)
+            store.put(key, found, write=accelerator.is_main_process)
+            accelerator.wait_for_everyone()
+    assert found is not None
+    return found
+
+
+def _everywhere(accelerator: Accelerator, flag: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).all())
+
+
+def _capture(
+    model: PreTrainedModel,
+    examples: Examples,
+    collate: Callable[[Any], Batch],
+    accelerator: Accelerator,
+    batch_size: int,
+) -> Tensor:
+    outputs: list[Any] = []
+    handle = model.base_model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    training = model.training
+    model.eval()
+    try:
+        reading = READINGS[_find_reading(model, examples, collate, outputs, accelerator.device)]
+
+        def step(batch: Batch) -> Tensor:
+            logits = model(**inputs_of(batch)).logits
+            vectors = reading(outputs.pop(), batch, model.config)
+            assert vectors is not None
+            return torch.cat([vectors.float(), logits.float()], dim=1)
+
+        both = torch.from_numpy(collect(accelerator, Source(examples, collate), batch_size, step))
+    finally:
+        handle.remove()
+        model.train(training)
+    width = both.shape[1] - model.config.num_labels  # type: ignore[operator]
+    features = both[:, :width].contiguous()
+    _check_features(model, features, both[:, width:], accelerator.device)
+    return features
+
+
+def _from_features(model: PreTrainedModel, vectors: Tensor) -> Tensor:
+    rows = feature_source(model, vectors, np.zeros(len(vectors), np.int64)).rows
+    with without_backbone(model), torch.inference_mode():
+        batch = inputs_of(rows.__getitems__(range(len(vectors))))
+        return model(**{name: value.to(vectors.device) for name, value in batch.items()}).logits
+
+
+def _find_reading(
+    model: PreTrainedModel,
+    examples: Examples,
+    collate: Callable[[Any], Batch],
+    outputs: list[Any],
+    device: torch.device,
+) -> str:
+    """The name of the reading whose features give the model's own logits, on rows of all lengths."""
+    by_length = np.argsort(examples.lengths, kind="stable")
+    rows = by_length[np.unique(np.linspace(0, len(examples) - 1, PROBE_ROWS).round().astype(int))]
+    batch = {name: value.to(device) for name, value in collate(examples.__getitems__(rows.tolist())).items()}
+    with torch.inference_mode():
+        answer = model(**inputs_of(batch))
+    output = outputs.pop()
+    logits = getattr(answer, "logits", None)
+    if logits is None or logits.ndim != 2:
+        raise UnsupportedError(
+            f"{type(model).__name__} reads every token, so its head cannot train on cached features"
+        )
+    gaps = {}
+    for name, reading in READINGS.items():
+        vectors = reading(output, batch, model.config)
+        if vectors is not None:
+            gaps[name] = float((_from_features(model, vectors) - logits).abs().max())
+    best = min(gaps, key=lambda name: gaps[name])  # the first of equals
+    if not gaps[best] <= _allowed(logits):  # NaN is no match either
+        raise UnsupportedError(
+            f"the head of {type(model).__name__} reads none of: {', '.join(gaps)} (the closest, {best}, is off by "
+            f"{gaps[best]:.1e}), so it cannot train on cached features"
+        )
+    return best
+
+
+def _allowed(logits: Tensor) -> float:
+    spread = float((logits.amax(0) - logits.amin(0)).max())
+    return max(OF_SPREAD * spread, OF_SIZE * float(logits.abs().max()))
+
+
+def _check_features(model: PreTrainedModel, features: Tensor, logits: Tensor, device: torch.device) -> None:
+    """Every row's logits from its features must be those that the whole model gave."""
+    training = model.training
+    model.eval()
+    try:
+        gap = max(
+            float((_from_features(model, part.to(device)).cpu() - own).abs().max())
+            for part, own in zip(features.split(1024), logits.split(1024), strict=True)
+        )
+    finally:
+        model.train(training)
+    if not gap <= _allowed(logits):
+        raise UnsupportedError(
+            f"the logits of {type(model).__name__} differ by {gap:.1e} when its head reads cached features, so it "
+            "cannot train on them"
+        )

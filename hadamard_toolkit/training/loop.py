@@ -1,0 +1,261 @@
+"""`train`: one loop for every method, on the CPU, one GPU or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
+from hadamard_toolkit.tasks import Task
+from hadamard_toolkit.training.batching import Examples, Padding, Source, tokenise
+from hadamard_toolkit.training.evaluation import device_name, open_accelerator, predict, score
+from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features, without_backbone
+from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.splits import Part, draw
+from hadamard_toolkit.training.stages import Run, Stage, put_back, snapshot, train_stage
+
+ADAPTER_ROLES = ("adapter", "norm", "gate")
+WHOLE_SPLIT = (
+    0.25  # share of a split from which features are computed for all of it, so that other seeds find theirs
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gave.
+
+    Attributes
+    ----------
+    metrics: `{"validation": {...}, "test": {...}, …}` in natural units, with the mean `loss`.
+    history: one row per epoch: `stage`, `epoch`, `step` and `learning_rate` (the last of the epoch), mean
+        training `loss`, `seconds` of training, `eval_loss` and `eval_<metric>` on the validation rows.
+    times: seconds of `features`, `stage_one`, `stage_two` and `evaluation`. A single stage counts as `stage_two`.
+    predictions: logits [rows, outputs] of "validation" and every test split, in the order of `rows`.
+    labels: the true answers, row by row. rows: their positions in the split (ascending).
+    details: JSON-able facts: `head`, `stage_one` ("cached", "full" or None), `fallback` (why "cached" became "full"),
+        `selected` (epoch of each stage), `parts` (rows and hash per part), `seed`, `device`, `processes`.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    history: list[dict[str, Any]]
+    times: dict[str, float]
+    predictions: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
+    details: dict[str, Any]
+
+
+def train(
+    attachment: Attachment,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: Protocol,
+    *,
+    seed: int = 0,
+    feature_store: FeatureStore | None = None,
+) -> Outcome:
+    """Train `attachment` on `task` as `protocol` says, select on held-out rows, and evaluate on test once.
+
+    `seed` fixes the rows, their order and the dropout; model and adapter were built under their own seeds. On the
+    CPU, the same inputs give the same bytes. A `feature_store` shares the features of stage one between runs.
+    Afterwards the model is in evaluation mode, on the device it was trained on, and `requires_grad` marks what was
+    trained in some stage. If anything fails, all weights are as they were before.
+
+    Raises `ArgumentError` for a head that does not fit the task and for more rows than there are,
+    `UnsupportedError` for a kind of task without a loop, `TrainingError` for a loss that is not finite.
+    """
+    check_range("seed", seed, least=0)
+    _check_task(task, attachment)
+    stages = plan(attachment, protocol)
+    parts = draw(task.splits, protocol, seed)
+    data = _Data(task, tokenizer, protocol, parts)
+    accelerator = open_accelerator(protocol)
+    attachment.model.to(accelerator.device)
+    run = Run(
+        attachment, accelerator, protocol, (task.metric, *(m for m in task.metrics if m != task.metric)), seed
+    )
+    with _all_or_nothing(attachment):
+        details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
+        sources = None
+        for stage in stages:
+            if stage.name == "stage_one":
+                sources = _train_head(run, stage, data, feature_store or FeatureStore(), details)
+            else:
+                sources = None
+                train_stage(run, stage, data.source("train"), data.source_of_validation())
+        attachment.train_only(*{role for stage in stages for role in stage.roles})
+        predictions = _evaluate(run, data, sources)
+    labels = {name: data.examples(name).labels for name in predictions}
+    return Outcome(
+        metrics={name: score(run.metrics, logits, labels[name]) for name, logits in predictions.items()},
+        history=run.history,
+        times=run.times,
+        predictions=predictions,
+        labels=labels,
+        rows={name: parts[name].rows for name in predictions},
+        details={
+            **details,
+            "selected": run.selected,
+            "parts": {name: part.record() for name, part in parts.items()},
+            "seed": seed,
+            "device": device_name(accelerator),
+            "processes": accelerator.num_processes,
+        },
+    )
+
+
+def plan(attachment: Attachment, protocol: Protocol) -> list[Stage]:
+    """The stages of `protocol` on `attachment`; a stage without parameters is left out.
+
+    Raises `ArgumentError` when no stage is left.
+    """
+    rate, epochs = protocol.learning_rate, protocol.epochs
+    if protocol.head == "first-then-frozen":
+        stages = [
+            Stage(1, "stage_one", ("head",), protocol.head_learning_rate, protocol.head_epochs),
+            Stage(2, "stage_two", ADAPTER_ROLES, rate, epochs),
+        ]
+    elif protocol.head == "frozen-random":
+        stages = [Stage(1, "stage_two", ADAPTER_ROLES, rate, epochs)]
+    else:
+        stages = [Stage(1, "stage_two", (*ADAPTER_ROLES, "head"), rate, epochs)]
+    stages = [stage for stage in stages if any(attachment.parameters(role) for role in stage.roles)]
+    if not stages:
+        raise ArgumentError(f"head={protocol.head!r} with {attachment.adapter} leaves nothing to train")
+    return stages
+
+
+class _Data:
+    """The rows of a run, tokenised when they are first needed and once."""
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol, parts: dict[str, Part]
+    ) -> None:
+        self.task, self.tokenizer, self.protocol, self.parts = task, tokenizer, protocol, parts
+        self.collate = Padding(tokenizer)
+        self._tokenised: dict[str, tuple[np.ndarray, Examples]] = {}
+
+    def pool(self, split: str) -> tuple[np.ndarray, Examples]:
+        """The rows of `split` that any part uses (all of them when that is a good share), and their tokens."""
+        if split not in self._tokenised:
+            used = np.unique(
+                np.concatenate([part.rows for part in self.parts.values() if part.split == split])
+            )
+            rows = self.task.splits[split]
+            if split.startswith("test") or len(used) < WHOLE_SPLIT * len(rows):
+                chosen = rows.select(used)
+            else:
+                used, chosen = np.arange(len(rows)), rows
+            examples = tokenise(chosen, self.task.text_columns, self.tokenizer, self.protocol.max_length)
+            self._tokenised[split] = used, examples
+        return self._tokenised[split]
+
+    def places(self, name: str) -> np.ndarray:
+        """Where the rows of part `name` are in the pool of their split."""
+        part = self.parts[name]
+        return np.searchsorted(self.pool(part.split)[0], part.rows)
+
+    def examples(self, name: str) -> Examples:
+        """The tokenised rows of part `name`."""
+        return self.pool(self.parts[name].split)[1].select(self.places(name))
+
+    def source(self, name: str) -> Source:
+        """Part `name` as text for the whole model."""
+        return Source(self.examples(name), self.collate)
+
+    def source_of_validation(self) -> Source | None:
+        """The validation rows, if the protocol holds any out."""
+        return self.source("validation") if "validation" in self.parts else None
+
+
+class _Features:
+    """The rows of a run as cached features, computed for the pool of a split when a part of it is first needed."""
+
+    def __init__(self, run: Run, data: _Data, store: FeatureStore) -> None:
+        self.run, self.data, self.store = run, data, store
+
+    def source(self, name: str) -> Source:
+        """Part `name` for the head alone, inside `without_backbone`."""
+        run, part = self.run, self.data.parts[name]
+        _, examples = self.data.pool(part.split)
+        with run.timed("features"):
+            vectors = head_features(
+                run.attachment,
+                examples,
+                self.data.collate,
+                run.accelerator,
+                run.protocol.eval_batch_size,
+                self.store,
+            )
+        places = self.data.places(name)
+        return feature_source(run.attachment.model, vectors[places], examples.labels[places])
+
+
+def _train_head(
+    run: Run, stage: Stage, data: _Data, store: FeatureStore, details: dict[str, Any]
+) -> _Features | None:
+    """Stage one on the bare backbone. Returns the features it used, if it used any."""
+    features = None
+    if run.protocol.stage_one == "cached":
+        features = _Features(run, data, store)
+        try:
+            training = features.source("train")
+            validation = features.source("validation") if "validation" in data.parts else None
+        except UnsupportedError as error:
+            features, details["fallback"] = None, str(error)
+    details["stage_one"] = "full" if features is None else "cached"
+    if features is not None:
+        with without_backbone(run.attachment.model):
+            train_stage(run, stage, training, validation)
+        return features
+    with run.attachment.enabled(False):
+        train_stage(run, stage, data.source("train"), data.source_of_validation())
+    return None
+
+
+def _evaluate(run: Run, data: _Data, features: _Features | None) -> dict[str, np.ndarray]:
+    """Logits of the selected weights on validation and test; from features when nothing but the head was trained."""
+    names = [name for name in data.parts if name != "train"]
+    model, size = run.attachment.model, run.protocol.eval_batch_size
+    if features is None or any(run.attachment.parameters(role) for role in ADAPTER_ROLES):
+        with run.timed("evaluation"):
+            return {name: predict(run.accelerator, model, data.source(name), size) for name in names}
+    sources = {name: features.source(name) for name in names}
+    with run.timed("evaluation"), without_backbone(model):
+        return {name: predict(run.accelerator, model, source, size) for name, source in sources.items()}
+
+
+@contextmanager
+def _all_or_nothing(attachment: Attachment) -> Iterator[None]:
+    """Put weights and `requires_grad` back if the block fails; leave the model in evaluation mode either way."""
+    parameters = attachment.parameters()
+    before, required = snapshot(parameters), [p.requires_grad for p in parameters]
+    try:
+        yield
+    except BaseException:
+        put_back(parameters, before)
+        for parameter, flag in zip(parameters, required, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        raise
+    finally:
+        attachment.model.eval()
+
+
+def _check_task(task: Task, attachment: Attachment) -> None:
+    if task.kind not in ("classification", "regression"):
+        raise UnsupportedError(
+            f"task {task.name!r} is of kind {task.kind!r}; train does classification and regression"
+        )
+    outputs = attachment.model.config.num_labels
+    if outputs != task.n_labels:
+        raise ArgumentError(
+            f"the model has {outputs} outputs, but task {task.name!r} needs {task.n_labels}; load the backbone with "
+            f"labels={task.n_labels}, head={task.head!r}"
+        )

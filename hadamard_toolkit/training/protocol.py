@@ -1,0 +1,135 @@
+"""Every training choice in one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+
+HEAD_POLICIES = ("trained", "frozen-random", "first-then-frozen")
+STAGE_ONE = ("cached", "full")
+SCHEDULES = ("linear", "constant")
+SELECTIONS = ("best", "last")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an attachment is trained; the same for every method, so that methods can be compared.
+
+    Parameters
+    ----------
+    head: the head policy. `"trained"`: one stage, head and adapter together. `"frozen-random"`: one stage, the
+        head stays as it was initialised. `"first-then-frozen"`: stage one trains the head alone on the bare
+        backbone, stage two freezes it and trains the adapter (Chen et al. 2023).
+    learning_rate, epochs: of the stage that trains the adapter.
+    head_learning_rate, head_epochs: of stage one of `"first-then-frozen"`.
+    stage_one: `"cached"` trains the head on features computed once by the backbone in evaluation mode;
+        `"full"` sends every batch through the backbone with its dropout on.
+    batch_size: rows per update, over all processes. eval_batch_size: the same without gradients.
+    max_length: tokens per row; longer rows are truncated.
+    weight_decay: AdamW's, on matrices only (never on vectors, norms or biases).
+    warmup: share of the steps of a stage with a rising learning rate. schedule: what follows, `"linear"` (to
+        zero; Hugging Face's "polynomial" of power 1) or `"constant"`.
+    clip: largest gradient norm, or None. betas, epsilon: AdamW's.
+    patience: epochs without gain on the validation rows before a stage stops, or None.
+    select: `"best"` keeps the weights of the best epoch on the validation rows (a higher metric, or the same
+        metric at a lower loss), `"last"` those of the last epoch. The test split never selects anything.
+    train_rows: K, rows drawn from the training split with the seed of the run; None takes all that are left.
+    validation_rows: rows held out of the training split with the seed of the run. A task with a validation split
+        of its own gives that many rows of it instead. None: a tenth of the training split but at most 1,000
+        rows, or the whole of the task's own validation split.
+    test_rows: evaluate on that many test rows only, the same for every seed; the result then says "subset".
+    precision: `"fp32"` or `"bf16"` (autocast; the parameters stay float32).
+    """
+
+    head: str = "trained"
+    learning_rate: float = 1e-3
+    epochs: int = 10
+    head_learning_rate: float = 1e-3
+    head_epochs: int = 20
+    stage_one: str = "cached"
+    batch_size: int = 32
+    eval_batch_size: int = 128
+    max_length: int = 128
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    schedule: str = "linear"
+    clip: float | None = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    patience: int | None = None
+    select: str = "best"
+    train_rows: int | None = None
+    validation_rows: int | None = None
+    test_rows: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("head", HEAD_POLICIES),
+            ("stage_one", STAGE_ONE),
+            ("schedule", SCHEDULES),
+            ("select", SELECTIONS),
+            ("precision", PRECISIONS),
+        ):
+            check_choice(field, getattr(self, field), allowed)
+        for field in ("epochs", "head_epochs", "batch_size", "eval_batch_size"):
+            self._check_integer(field, least=1)
+        self._check_integer("max_length", least=3)
+        self._check_integer("validation_rows", least=0, optional=True)
+        for field in ("train_rows", "test_rows", "patience"):
+            self._check_integer(field, least=1, optional=True)
+        for field in ("learning_rate", "head_learning_rate", "epsilon"):
+            self._check_number(field, above=0)
+        self._check_number("weight_decay", least=0)
+        self._check_number("warmup", least=0, below=1)
+        if self.clip is not None:
+            self._check_number("clip", above=0)
+        self._check_betas()
+        if self.validation_rows == 0 and (self.select == "best" or self.patience is not None):
+            raise ArgumentError(
+                f"validation_rows=0 is not allowed with select={self.select!r} and patience={self.patience!r}: "
+                "without validation rows only select='last' and patience=None are possible"
+            )
+
+    def _check_integer(self, field: str, *, least: int, optional: bool = False) -> None:
+        value = getattr(self, field)
+        if optional and value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            also = " or None" if optional else ""
+            raise ArgumentError(f"{field}={value!r} is not allowed; it must be an integer >= {least}{also}")
+        check_range(field, value, least=least)
+
+    def _check_number(self, field: str, **bounds: float) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ArgumentError(f"{field}={value!r} is not allowed; it must be a number")
+        check_range(field, value, below=bounds.pop("below", float("inf")), **bounds)
+        object.__setattr__(self, field, float(value))  # 1 and 1.0 are one protocol, and one JSON text
+
+    def _check_betas(self) -> None:
+        try:
+            first, second = (float(beta) for beta in self.betas)
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"betas={self.betas!r} is not allowed; give two numbers, e.g. (0.9, 0.999)"
+            ) from None
+        for beta in (first, second):
+            check_range("betas", beta, least=0, below=1)
+        object.__setattr__(self, "betas", (first, second))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Protocol:
+        """The inverse of `to_dict`; fields left out take their defaults."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for field in record:
+            check_choice("field of Protocol", field, known)
+        return cls(**record)

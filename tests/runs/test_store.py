@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.runs.run import run
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import COLUMNS, RunStore
+
+MakeSpec = Callable[..., RunSpec]
+
+
+@pytest.fixture
+def done(make_spec: MakeSpec, tmp_path: Path) -> RunStore:
+    """A store with one real run."""
+    store = RunStore(tmp_path / "runs")
+    run(make_spec(), store)
+    return store
+
+
+def copies(store: RunStore, count: int) -> list[RunSpec]:
+    """The one run of the store under `count` further seeds."""
+    (key,) = store.keys()
+    template = store.folder / key
+    text = (template / "run.json").read_text()
+    spec = RunSpec.from_dict(json.loads(text)["spec"])
+    specs = [replace(spec, seed=seed) for seed in range(1, count + 1)]
+    for other in specs:
+        folder = store.folder / other.key
+        shutil.copytree(template, folder)
+        record = json.loads(text)
+        record |= {"spec": other.to_dict(), "key": other.key}
+        record["metrics"]["test"]["accuracy"] = other.seed / 1000
+        (folder / "run.json").write_text(json.dumps(record))
+    return specs
+
+
+def test_empty_store_is_an_empty_table(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "none yet")
+    assert (len(store), store.keys(), list(store.load().columns)) == (0, [], list(COLUMNS))
+    assert store.load().empty
+    assert store.wide().empty
+    assert store.failed().empty
+    assert not store.folder.exists()
+    with pytest.raises(ArgumentError, match="it is a file"):
+        RunStore(Path(__file__))
+
+
+def test_load_is_tidy(done: RunStore, make_spec: MakeSpec) -> None:
+    table = done.load()
+    spec = make_spec()
+    assert sorted(zip(table["split"], table["metric"], strict=True)) == [
+        ("test", "accuracy"),
+        ("test", "loss"),
+        ("validation", "accuracy"),
+        ("validation", "loss"),
+    ]
+    assert set(table.loc[table["headline"], "metric"]) == {"accuracy"}
+    test = table[table["headline"] & (table["split"] == "test")].iloc[0]
+    assert test[["key", "task", "method", "label", "head_policy", "seed"]].tolist() == [
+        spec.key,
+        "sst2",
+        "Hadamard",
+        "Hadamard()",
+        "first-then-frozen",
+        0,
+    ]
+    assert (test["n"], test["train_rows"], test["subset"]) == (40, 48, True)
+    assert (test["trained"], test["trained_with_head"], test["trained_norm"]) == (192, 226, 96)
+    assert json.loads(test["adapter"]) == spec.to_dict()["adapter"]
+    assert json.loads(test["protocol"]) == spec.to_dict()["protocol"]
+    assert test["value"] == done.run(spec.key).score
+    assert test["seconds"] > 0
+
+
+def test_wide_has_a_row_per_run(done: RunStore) -> None:
+    specs = copies(done, 3)
+    wide = done.wide()
+    assert len(wide) == 4
+    assert wide.loc[specs[1].key, "test/accuracy"] == 0.002
+    assert wide.loc[specs[1].key, "seed"] == 2
+    assert {"validation/accuracy", "validation/loss", "test/loss"} <= set(wide.columns)
+
+
+def test_keys_may_be_cut_short_while_they_are_unique(done: RunStore) -> None:
+    (key,) = done.keys()
+    assert done.run(key[:6]).key == key
+    assert key in done
+    assert key[:6] not in done
+    copies(done, 40)
+    several = next(prefix for prefix in "0123456789abcdef" if sum(k.startswith(prefix) for k in done.keys()) > 1)  # noqa: SIM118
+    with pytest.raises(ArgumentError, match="give more of it"):
+        done.run(several)
+    for absent in ("", "not a key", "../" + key):
+        with pytest.raises(ArgumentError, match="is no run of|give more of it"):
+            done.run(absent)
+
+
+@pytest.mark.parametrize("damage", ["empty", "no json", "foreign", "schema", "edited", "incomplete", "renamed", "missing"])
+def test_damaged_folder_is_skipped_by_name_and_refused_when_asked_for(done: RunStore, damage: str) -> None:
+    (spec,) = copies(done, 1)
+    folder = done.folder / spec.key
+    record = json.loads((folder / "run.json").read_text())
+    if damage == "empty":
+        (folder / "run.json").write_text("")
+    elif damage == "no json":
+        (folder / "run.json").write_text('{"key": ')
+    elif damage == "foreign":
+        (folder / "run.json").write_text("[1, 2]")
+    elif damage == "schema":
+        (folder / "run.json").write_text(json.dumps(record | {"schema": 99}))
+    elif damage == "edited":
+        record["spec"]["seed"] = 77
+        (folder / "run.json").write_text(json.dumps(record))
+    elif damage == "incomplete":
+        del record["metrics"]
+        (folder / "run.json").write_text(json.dumps(record))
+    elif damage == "renamed":
+        folder = folder.rename(done.folder / "0123456789abcdef")
+    else:
+        (folder / "run.json").unlink()
+    with pytest.warns(UserWarning, match=folder.name):
+        table = done.load()
+    assert table["key"].nunique() == 1
+    with pytest.raises((DataError, ArgumentError), match=folder.name):
+        done.run(folder.name)
+
+
+def test_damaged_predictions_are_named(done: RunStore) -> None:
+    (key,) = done.keys()
+    (done.folder / key / "predictions.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(DataError, match=f"{key} is damaged"):
+        done.run(key)
+
+
+def test_many_runs_load_quickly(done: RunStore) -> None:
+    copies(done, 200)
+    begun = time.perf_counter()
+    table = done.load()
+    assert time.perf_counter() - begun < 2  # 1,000 take well under a second on one core
+    assert table["key"].nunique() == 201
+    scores = table[(table["split"] == "test") & (table["metric"] == "accuracy") & (table["seed"] > 0)]
+    np.testing.assert_array_equal(scores["value"], scores["seed"] / 1000)
+
+
+def test_only_one_holds_a_claim(done: RunStore, make_spec: MakeSpec) -> None:
+    spec, other = make_spec(), make_spec(seed=1)
+    again = RunStore(done.folder)
+    with done.claim(spec) as mine:
+        assert mine
+        with again.claim(spec) as theirs, again.claim(other) as free:
+            assert (theirs, free) == (False, True)
+    with again.claim(spec) as after:
+        assert after
+
+
+def start(code: str, folder: Path) -> subprocess.Popen[str]:
+    """A Python process; `ready` on its stdout says that it has come as far as it should."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+
+
+CLAIMING = """
+import sys, time, types
+from hadamard_toolkit.runs.store import RunStore
+with RunStore(sys.argv[1]).claim(types.SimpleNamespace(key="KEY")) as mine:
+    print("ready", mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_claim_dies_with_its_process(done: RunStore, make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    process = start(CLAIMING.replace("KEY", spec.key), done.folder)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready True\n"
+        with done.claim(spec) as mine:
+            assert not mine
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with done.claim(spec) as mine:
+            assert mine
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# A run that is killed between two of its files: everything is written but run.json, which never comes.
+HALF_WRITING = """
+import sys, time
+from pathlib import Path
+from hadamard_toolkit.paths import atomic_folder
+with atomic_folder(Path(sys.argv[1]) / "0123456789abcdef") as staging:
+    (staging / "history.jsonl").write_text("{}")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_run_leaves_no_half_written_folder(done: RunStore, make_spec: MakeSpec) -> None:
+    process = start(HALF_WRITING, done.folder)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finally:
+        process.kill()
+        process.communicate()
+    (left,) = done.folder.glob(".staging-*")
+    before = done.load()
+    assert (len(done), before["key"].nunique()) == (1, 1)  # no warning either
+    mine = done.folder / f".staging-{os.getpid()}-mine"
+    mine.mkdir()
+    run(make_spec(adapter=ht.HeadOnly()), done)
+    assert left.exists()  # too young to judge: its process may live on another machine
+    long_ago = time.time() - 3600
+    os.utime(left, (long_ago, long_ago))
+    os.utime(mine, (long_ago, long_ago))
+    run(make_spec(adapter=ht.HeadOnly(), seed=1), done)
+    assert not left.exists()
+    assert mine.exists()  # its process is alive
+    assert len(done) == 3
+
+
+def test_failed_write_leaves_nothing(done: RunStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(done.folder.iterdir())
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    finished = run(make_spec(seed=1))
+    monkeypatch.setattr("hadamard_toolkit.runs.record.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        done.add(finished)
+    assert sorted(done.folder.iterdir()) == before
+
+
+def test_two_readers_agree(done: RunStore) -> None:
+    copies(done, 5)
+    pd.testing.assert_frame_equal(done.load(), RunStore(str(done.folder)).load())

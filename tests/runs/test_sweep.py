@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.errors import ArgumentError, ToolkitError
+from hadamard_toolkit.runs import sweep as module
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.runs.sweep import Attempt, attempt_run, duration, sweep
+
+MakeSpec = Callable[..., RunSpec]
+BROKEN = ht.Hadamard(layers=(9,))  # the tiny backbone has three layers
+
+
+def test_sweep_does_what_is_missing_and_goes_on_after_a_failure(make_spec: MakeSpec, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    sweep([make_spec()], store)
+    specs = [make_spec(adapter=BROKEN), make_spec(), make_spec(seed=1), make_spec(seed=1)]
+    lines: list[str] = []
+    table = sweep(iter(specs), store, report=lines.append)
+    assert table["status"].tolist() == ["failed", "present", "done"]
+    assert table["key"].tolist() == [spec.key for spec in specs[:3]]
+    assert "layers=(9,) is not allowed" in table["reason"][0]
+    assert table["score"][1:].between(0, 1).all()
+    assert table["score"].isna()[0]
+    assert len(store) == 2
+    assert store.failed()["key"].tolist() == [specs[0].key]
+    assert lines[0].startswith(f"[1/2] {specs[0].key} sst2 Hadamard(layers=(9,)) seed 0 failed: ArgumentError")
+    assert "left)" in lines[0]
+    assert lines[1] == f"[2/2] {specs[2].key} sst2 Hadamard() seed 1 done"
+
+
+def test_failed_run_is_tried_again(make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(adapter=ht.HeadOnly())
+    with monkeypatch.context() as patch:
+        patch.setenv("HADAMARD_DATA", str(tmp_path / "nowhere"))
+        assert sweep([spec], tmp_path)["status"].tolist() == ["failed"]
+    assert sweep([spec], tmp_path)["status"].tolist() == ["done"]
+    assert sweep([spec], tmp_path)["status"].tolist() == ["present"]
+    assert RunStore(tmp_path).failed().empty
+
+
+def test_run_in_other_hands_is_left_alone(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, spec = RunStore(tmp_path), make_spec()
+    monkeypatch.setattr(module, "run", lambda *arguments: pytest.fail("done twice"))
+    with store.claim(spec):
+        table = sweep([spec], RunStore(tmp_path))
+    assert table["status"].tolist() == ["elsewhere"]
+
+
+def test_run_finished_while_we_waited_is_not_done_again(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, spec = RunStore(tmp_path), make_spec(adapter=ht.HeadOnly())
+    assert attempt_run(spec, store).status == "done"
+    monkeypatch.setattr(module, "run", lambda *arguments: pytest.fail("done twice"))
+    assert attempt_run(spec, store) == Attempt(spec, "done")
+
+
+def test_interrupt_stops_the_sweep_and_keeps_what_is_done(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = RunStore(tmp_path), module.run
+
+    def interrupted(spec: RunSpec, store: RunStore) -> Any:
+        if spec.seed == 1:
+            raise KeyboardInterrupt
+        return real(spec, store)
+
+    monkeypatch.setattr(module, "run", interrupted)
+    specs = [make_spec(adapter=ht.HeadOnly(), seed=seed) for seed in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        sweep(specs, store)
+    assert store.keys() == [specs[0].key]
+    assert store.failed().empty
+    with store.claim(specs[1]) as mine:
+        assert mine
+
+
+def kills_its_worker(spec: RunSpec, store: RunStore) -> Attempt:
+    """Does runs as usual, except that seed 1 takes its process down."""
+    if spec.seed == 1:
+        os._exit(9)
+    return attempt_run(spec, store)
+
+
+def test_processes_share_the_work_and_survive_a_dead_worker(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "attempt_run", kills_its_worker)
+    specs = [make_spec(adapter=ht.HeadOnly(), seed=seed) for seed in (0, 1, 2)]
+    store = RunStore(tmp_path / "runs")
+    table = sweep(specs, store, engine="processes", workers=2)
+    assert table["status"].tolist() == ["done", "failed", "done"]
+    assert table["reason"][1].startswith("WorkerError: the worker process died")
+    assert store.failed()["seed"].tolist() == [1]
+    threads = {store.run(specs[seed].key).info["meta_info"]["device"]["threads"] for seed in (0, 2)}
+    assert max(threads) <= module.usable_cores()
+
+
+def test_bad_arguments_are_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="engine='dask' is not allowed"):
+        sweep([], tmp_path, engine="dask")
+    with pytest.raises(ArgumentError, match="workers=2"):
+        sweep([], tmp_path, workers=2)
+    with pytest.raises(ArgumentError, match="workers=0"):
+        sweep([], tmp_path, engine="processes", workers=0)
+    with pytest.raises(ArgumentError, match="must be a RunSpec"):
+        sweep(["sst2"], tmp_path)  # type: ignore[list-item]
+    assert sweep([], tmp_path).empty
+
+
+class FakeRay:
+    """The part of Ray's documented interface that the engine uses, run in this process."""
+
+    class RayError(Exception):
+        pass
+
+    def __init__(self, gpus: float, cpus: float) -> None:
+        self.resources = {"GPU": gpus, "CPU": cpus}
+        self.options: dict[str, Any] = {}
+        self.started = False
+        self.exceptions = SimpleNamespace(RayError=self.RayError)
+
+    def init(self) -> None:
+        self.started = True
+
+    def is_initialized(self) -> bool:
+        return self.started
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        self.options = options
+        return lambda function: SimpleNamespace(remote=lambda *arguments: (function, arguments))
+
+    def wait(self, references: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference: Any) -> Any:
+        function, (spec, store) = reference
+        if spec.seed == 1:
+            raise self.RayError("node died")
+        return function(spec, store)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeRay]]:
+    def install(gpus: float, cpus: float) -> FakeRay:
+        fake = FakeRay(gpus, cpus)
+        monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
+        return fake
+
+    yield install
+
+
+def test_ray_does_the_runs_and_records_lost_ones(
+    make_spec: MakeSpec, tmp_path: Path, ray: Callable[..., FakeRay]
+) -> None:
+    fake = ray(gpus=0, cpus=8)
+    specs = [make_spec(adapter=ht.HeadOnly(), seed=seed) for seed in (0, 1)]
+    table = sweep(specs, tmp_path / "runs", engine="ray", workers=4)
+    assert fake.started
+    assert (fake.options["num_cpus"], fake.options["num_gpus"]) == (2, 0)
+    assert table["status"].tolist() == ["done", "failed"]
+    assert "node died" in RunStore(tmp_path / "runs").failed()["message"][0]
+
+
+@pytest.mark.parametrize(("gpus", "workers", "share"), [(2, None, 1), (2, 1, 1), (1, 3, 0.3333), (4, 8, 0.5)])
+def test_ray_shares_gpus(
+    make_spec: MakeSpec, tmp_path: Path, ray: Callable[..., FakeRay], gpus: int, workers: int | None, share: float
+) -> None:
+    fake = ray(gpus=gpus, cpus=16)
+    sweep([make_spec(adapter=BROKEN)], tmp_path, engine="ray", workers=workers)
+    assert fake.options["num_gpus"] == share
+    assert fake.options["num_cpus"] * (workers or gpus) <= 16
+
+
+def test_missing_ray_names_the_extra(make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ToolkitError, match=r"pip install hadamard_toolkit\[ray\]") as caught:
+        sweep([make_spec()], tmp_path, engine="ray")
+    assert isinstance(caught.value, ImportError)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0, "0 s"), (89, "89 s"), (120, "2 min"), (7300, "2 h 2 min")])
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

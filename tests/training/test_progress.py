@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+
+import pytest
+
+from hadamard_toolkit.training.progress import bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of CI, with no wish expressed."""
+    for name in ("HADAMARD_PROGRESS", "CI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def shown(stream: io.StringIO, **choices: bool) -> str:
+    """What a bar over three items writes to `stream` as standard error."""
+    with redirect_stderr(stream):
+        assert list(bar(range(3), description="stage two", **choices)) == [0, 1, 2]
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_a_bar_that_goes_away() -> None:
+    text = shown(Terminal())
+    assert "stage two" in text
+    assert text.endswith("\r")
+
+
+@pytest.mark.parametrize(("name", "value"), [("HADAMARD_PROGRESS", "0"), ("CI", "true")])
+def test_silent_when_told_to_and_in_ci(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert shown(Terminal()) == ""
+
+
+def test_silent_where_output_is_a_file() -> None:
+    assert shown(io.StringIO()) == ""
+
+
+def test_a_silent_bar_can_be_used_like_any_other() -> None:
+    with redirect_stderr(log := io.StringIO()), bar(total=2) as progress:
+        progress.update(2)
+        progress.set_postfix(loss="1.0")
+    assert log.getvalue() == ""
+
+
+def test_a_wish_beats_the_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("HADAMARD_PROGRESS", "1")
+    assert "stage two" in shown(io.StringIO())
+
+
+def test_one_process_of_many_can_stay_silent() -> None:
+    assert shown(Terminal(), show=False) == ""
