@@ -7,8 +7,8 @@
 #
 # Choices, all optional:
 #   PYTHON=python3.12        which Python makes the environment (3.11 or later)
-#   TORCH_INDEX=https://download.pytorch.org/whl/cpu
-#                            a further index for torch: this one holds the small CPU build, …/whl/cu128 a CUDA build;
+#   TORCH_INDEX=URL         
+#                            a further package index for torch, as pytorch.org names them: a small CPU build, CUDA builds;
 #                            unset, pip takes what your index offers
 #   JOBS=2                   notebooks or test files at once
 #   OMP_NUM_THREADS=1        threads of each of them; the committed outputs were made with 1

@@ -29,8 +29,15 @@ from .runs.run import run as run
 from .runs.spec import RunSpec as RunSpec
 from .runs.store import RunStore as RunStore
 from .runs.sweep import sweep as sweep
+from .sparsity.budgets import large_sparse as large_sparse
+from .sparsity.controls import controls as controls
+from .sparsity.masks import Masks as Masks
+from .sparsity.prune import sparsify as sparsify
+from .sparsity.schedule import GradualPruning as GradualPruning
+from .sparsity.spec import Sparsity as Sparsity
 from .tasks import Task as Task, load_task as load_task
 from .training import protocols as protocols
 from .training.features import FeatureStore as FeatureStore
 from .training.loop import Outcome as Outcome, train as train
 from .training.protocol import Protocol as Protocol
+from .training.scoring import draw_batches as draw_batches

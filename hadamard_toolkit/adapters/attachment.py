@@ -16,9 +16,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hadamard_toolkit.adapters.base import ROLES, Adapter, Insertion, Tuning, adapter_from_dict, adapter_to_dict
+from hadamard_toolkit.adapters.base import (
+    ROLES,
+    Adapter,
+    Insertion,
+    Tuning,
+    adapter_from_dict,
+    adapter_to_dict,
+)
 from hadamard_toolkit.adapters.gates import listen
-from hadamard_toolkit.adapters.masking import BITS, RECORD, Kept, Masking, compact, expand, read_masks, write_masks
+from hadamard_toolkit.adapters.masking import (
+    BITS,
+    RECORD,
+    Kept,
+    Masking,
+    compact,
+    expand,
+    read_masks,
+    write_masks,
+)
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.sites import Sites, head_parameters, unshare, untie
@@ -166,7 +182,11 @@ class Attachment:
 
     def _stored(self) -> dict[str, Tensor]:
         parts = self._insertions.items()
-        own = {_full_name(label, i, name): value for label, i in parts for name, value in i.module.stored().items()}
+        own = {
+            _full_name(label, i, name): value
+            for label, i in parts
+            for name, value in i.module.stored().items()
+        }
         return own | self._outside()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -176,13 +196,17 @@ class Attachment:
         """
         for label, insertion in self._insertions.items():
             pieces = [name.partition(f".{label}.") for name in state]
-            insertion.module.take_form({name for role, _, name in pieces if role in ("adapter", "gate") and name})
+            insertion.module.take_form(
+                {name for role, _, name in pieces if role in ("adapter", "gate") and name}
+            )
         own = self.named_parameters()
         for name, value in state.items():
             if name not in own:
                 raise DataError(f"{name!r} is not a parameter of this attachment of {self.adapter}")
             if own[name].shape != value.shape:
-                raise DataError(f"{name!r} has shape {tuple(value.shape)}; this model needs {tuple(own[name].shape)}")
+                raise DataError(
+                    f"{name!r} has shape {tuple(value.shape)}; this model needs {tuple(own[name].shape)}"
+                )
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(value)
@@ -210,7 +234,9 @@ class Attachment:
     def unmask(self) -> None:
         """Lift the masks: removed entries take the values that they had when they were removed."""
         if self._merged:
-            raise ArgumentError("this attachment is merged: its masks are folded in; detach() restores the model")
+            raise ArgumentError(
+                "this attachment is merged: its masks are folded in; detach() restores the model"
+            )
         if self.masking:
             self.masking.release(restore=True)
             self.masking = None
@@ -382,12 +408,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArgumentError(f"folder={str(folder)!r} holds no saved attachment ({CONFIG} is missing)") from None
+        raise ArgumentError(
+            f"folder={str(folder)!r} holds no saved attachment ({CONFIG} is missing)"
+        ) from None
     except ValueError as error:
         raise DataError(f"{CONFIG} in folder={str(folder)!r} is not valid JSON: {error}") from None
     if config.get("format") != FORMAT:
         kind = "a stock peft adapter" if "peft_type" in config else f"format {config.get('format')!r}"
-        raise DataError(f"folder={str(folder)!r} holds {kind}; load_attachment reads format {FORMAT} of this toolkit")
+        raise DataError(
+            f"folder={str(folder)!r} holds {kind}; load_attachment reads format {FORMAT} of this toolkit"
+        )
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,20 +104,13 @@ class AdapterFusion(Adapter):
         for place in self.single.declare(sites):
             assert isinstance(place, Insertion)
             width = place.site.width
-            tasks = {task: self._adapter(width) for task in self.tasks}
             reads_hidden = not cast(Bottleneck, place.module).parallel
-            yield replace(place, module=Fusion(width, tasks, reads_hidden=reads_hidden))
+            yield replace(place, module=Fusion(width, self._adapters(width), reads_hidden=reads_hidden))
 
-    def _adapter(self, width: int) -> Bottleneck:
-        """One that adds nothing yet, and that reads its `inputs`."""
-        return Bottleneck(
-            width,
-            self.bottleneck,
-            parallel=True,
-            activation=self.activation,
-            scale=self.scale,
-            dropout=self.dropout,
-        )
+    def _adapters(self, width: int) -> dict[str, Bottleneck]:
+        """One for each task: it adds nothing yet, and it reads its `inputs`."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in ("activation", "scale", "dropout")}
+        return {task: Bottleneck(width, self.bottleneck, parallel=True, **fields) for task in self.tasks}
 
 
 _SHARED = ("bottleneck", "activation", "dropout", "scale", "layers")  # fields of a fusion and of its adapters

@@ -75,9 +75,9 @@ class UniPELT(Adapter):
             yield from part.declare(sites)
 
 
-def prompt_unipelt(length: int = 10, **fields: Any) -> Stack:
-    """`PromptTuning(length)` on top of `UniPELT(**fields)` (K. Chen, Pang and Yang 2024). The prompt has no gate."""
-    return Stack(PromptTuning(length), UniPELT(**fields))
+def prompt_unipelt(prompt_length: int = 10, **fields: Any) -> Stack:
+    """`PromptTuning(prompt_length)` on top of `UniPELT(**fields)` (K. Chen, Pang and Yang 2024). The prompt has no gate."""
+    return Stack(PromptTuning(prompt_length), UniPELT(**fields))
 
 
 def ia3_prefix_bottleneck(*, length: int = 10, bottleneck: int = 48, gated: str | None = "original") -> Stack:

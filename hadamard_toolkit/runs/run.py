@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.record import Run
@@ -55,9 +54,8 @@ def _train(spec: RunSpec) -> Run:
     from hadamard_toolkit.backbones import load_backbone
     from hadamard_toolkit.tasks.registry import load_task
     from hadamard_toolkit.training.loop import train
+    from hadamard_toolkit.training.scoring import prune_for_run
 
-    if spec.sparsity is not None:
-        raise UnsupportedError(f"sparsity={spec.sparsity!r} is not supported by this version; leave it out")
     started, times = datetime.now(UTC), {"load": 0.0}
     environment.reset_peak_memory()
     with _timed(times, "total"):
@@ -68,12 +66,29 @@ def _train(spec: RunSpec) -> Run:
                 spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed
             )
             attachment = attach(model, spec.adapter, seed=spec.seed)
-        features = _features(cache_folder() / "features")
-        outcome = train(attachment, task, tokenizer, spec.protocol, seed=spec.seed, feature_store=features)
+        on_step = None
+        if spec.sparsity is not None:
+            with _timed(times, "sparsify"):
+                attachment, on_step = prune_for_run(
+                    attachment, spec.sparsity, task, tokenizer, spec.protocol, seed=spec.seed
+                )
+        outcome = train(
+            attachment,
+            task,
+            tokenizer,
+            spec.protocol,
+            seed=spec.seed,
+            feature_store=_features(cache_folder() / "features"),
+            on_step=on_step,
+        )
     info = {
         "rows": outcome.details["parts"],
         "run_info": {"started": started.isoformat(timespec="seconds"), "git": environment.git_state()},
-        "train_info": {**_details(outcome), "peak_memory": environment.peak_memory()},
+        "train_info": {
+            **_details(outcome),
+            **_sparsity(attachment),
+            "peak_memory": environment.peak_memory(),
+        },
         "meta_info": _meta(spec, task, attachment),
     }
     return Run(
@@ -108,6 +123,17 @@ def _timed(times: dict[str, float], name: str) -> Iterator[None]:
 
 def _details(outcome: Outcome) -> dict[str, Any]:
     return {name: value for name, value in outcome.details.items() if name != "parts"}
+
+
+def _sparsity(attachment: Attachment) -> dict[str, Any]:
+    """How the masks came about and what they left; empty without masks."""
+    from hadamard_toolkit.sparsity.masks import Masks
+
+    if attachment.masking is None:
+        return {}
+    masks = Masks.of(attachment)
+    made = {name: value for name, value in masks.provenance.items() if name != "adapter"}
+    return {"sparsity": {**made, **masks.report()}}
 
 
 def _meta(spec: RunSpec, task: Task, attachment: Attachment) -> dict[str, Any]:

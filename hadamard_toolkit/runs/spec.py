@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.sparsity.spec import Sparsity
 
 if TYPE_CHECKING:
     from hadamard_toolkit.training.protocol import Protocol
@@ -60,8 +61,8 @@ class RunSpec:
     """Everything that decides a run, and nothing else.
 
     `backbone` is a name, hub id or folder; `task` a name of the task registry, in any spelling; `adapter` any
-    adapter of the toolkit; `protocol` a `Protocol`; `sparsity` None, a dictionary or an object with `to_dict`;
-    `seed` fixes head, adapter, rows and order of batches. Two specs are equal when their canonical JSON is;
+    adapter of the toolkit; `protocol` a `Protocol`; `sparsity` None or a `Sparsity` (its fields as a dictionary
+    do too); `seed` fixes head, adapter, rows and order of batches. Two specs are equal when their canonical JSON is;
     `key` is the hash of it.
     """
 
@@ -69,7 +70,7 @@ class RunSpec:
     task: str
     adapter: Any
     protocol: Protocol
-    sparsity: Any = None
+    sparsity: Sparsity | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +83,8 @@ class RunSpec:
         check_range("seed", self.seed, least=0, below=2**32)
         self._check_types()
         object.__setattr__(self, "task", _task_name(self.task))
+        if self.sparsity is not None and not isinstance(self.sparsity, Sparsity):
+            object.__setattr__(self, "sparsity", Sparsity.from_dict(_fields(self.sparsity)))
         # Once, here: a bad field is refused at the caller's line, and changing a dictionary later moves no key.
         object.__setattr__(self, "_json", canonical_json(self._parts()))
 
@@ -177,6 +180,13 @@ class RunSpec:
 
     def __hash__(self) -> int:
         return hash(self.to_json())
+
+
+def _fields(sparsity: Any) -> dict[str, Any]:
+    found = plain(sparsity, "sparsity")
+    if not isinstance(found, dict):
+        raise ArgumentError(f"sparsity={sparsity!r} is not allowed; give Sparsity('snip', 0.5) or None")
+    return found
 
 
 def _task_name(name: str) -> str:

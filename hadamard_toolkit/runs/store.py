@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,9 @@ from hadamard_toolkit.runs.record import (
     write_run,
 )
 from hadamard_toolkit.runs.spec import RunSpec, canonical_json
+
+if TYPE_CHECKING:
+    from hadamard_toolkit.sparsity.masks import Masks
 
 FAILED, CLAIMS = "failed", ".claims"
 KEY = re.compile(r"[0-9a-f]{16}")
@@ -101,6 +104,12 @@ class RunStore:
     def vectors(self, key: str) -> dict[str, np.ndarray]:
         """Trained vectors of a run, stacked over layers, without loading a backbone; see `Attachment.vectors`."""
         return stored_vectors(self.folder / self._resolve(key))
+
+    def masks(self, key: str) -> Masks:
+        """Masks of a sparse run, from its files alone; `ArgumentError` for a run without masks."""
+        from hadamard_toolkit.sparsity.masks import Masks
+
+        return Masks.load(self.folder / self._resolve(key))
 
     def load(self) -> pd.DataFrame:
         """All runs as one tidy table: a row per run, split and metric.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -39,14 +40,15 @@ def large_sparse(
     ----------
     budget: parameters that are kept: the maskable ones, or with `biases` all of the adapter, its dense biases (which
         grow with the width) and gates included.
-    adapter: an adapter with a `bottleneck` or `rank`, of any value; all of its parts in a `Stack` get the same one.
+    adapter: an adapter with a `bottleneck` or `rank`. Where parts of it have several, they keep their proportion, and
+        `size` is the first one.
     model: a model or its config; only shapes count.
     sizes: widths; those that are too small for the budget are left out. None: the smallest power of two that holds the
         budget, and its doubles up to 8 times that.
 
-    Returns one row per width: `size`, `adapter`, `maskable` (entries), `other` (parameters never masked), `kept` (of the
-    maskable), `sparsity` (for `sparsify`, share removed), `total` (kept + other). Raises `ArgumentError` for a budget that
-    no width meets, `UnsupportedError` for an adapter without a width.
+    Returns one row per width: `size`, `adapter`, `maskable` (entries), `other` (parameters never masked), `kept` (of
+    the maskable), `sparsity` (for `sparsify`, share removed), `total` (kept + other). Raises `ArgumentError` for a
+    budget that no width meets, `UnsupportedError` for an adapter without a width.
     """
     check_whole("budget", budget, 1)
     measure = _Measure(model, adapter, maskable)
@@ -77,12 +79,15 @@ def dense_adapter(
 ) -> Adapter:
     """`adapter` at the width at which it has nearest to `kept` maskable parameters (at least width 1)."""
     measure = _Measure(model, adapter, maskable)
-    low = max(1, math.floor(kept / measure(1)[0]))
-    # the count grows by at least so much per step, and exactly so where every part scales
-    while low > 1 and measure(low)[0] > kept:
-        low -= max(1, math.floor((measure(low)[0] - kept) / measure(1)[0]))
-    nearest = min((low, low + 1), key=lambda size: abs(measure(size)[0] - kept))
-    return measure.of(nearest)
+
+    def entries(size: int) -> int:
+        return measure(size)[0]
+
+    below = max(1, bisect_right(range(1, measure.size + 1), kept, key=entries))
+    return measure.of(min((below, below + 1), key=lambda size: abs(entries(size) - kept)))
+
+
+Path = tuple[str | int, ...]  # fields and places that lead to a field of an adapter within an adapter
 
 
 class _Measure:
@@ -96,14 +101,22 @@ class _Measure:
             self.model = backbone_from_config(config)
         self.adapter, self.maskable = adapter, maskable
         self.known: dict[int, tuple[int, int]] = {}
-        if self._count(self.of(1)) == self._count(self.of(2)):
-            raise UnsupportedError(
-                f"{adapter} has no {' or '.join(SIZES)} that changes its maskable parameters"
-            )
+        now = self._count(adapter)
+        widths = dict(_widths(adapter))
+        # a prefix has a `bottleneck` too, of a network that is not stored: it changes nothing here
+        self.widths = {
+            path: size for path, size in widths.items() if self._count(_put(adapter, path, 2 * size)) != now
+        }
+        if not self.widths:
+            raise UnsupportedError(f"{adapter} has no {' or '.join(SIZES)} that sets its number of weights")
+        self.size = next(iter(self.widths.values()))
 
     def of(self, size: int) -> Adapter:
-        """The adapter at this width."""
-        return _resized(self.adapter, size)
+        """The adapter with this width; further parts of another width change in proportion."""
+        adapter = self.adapter
+        for path, own in self.widths.items():
+            adapter = _put(adapter, path, max(1, round(own * size / self.size)))
+        return adapter
 
     def __call__(self, size: int) -> tuple[int, int]:
         if size not in self.known:
@@ -120,19 +133,28 @@ class _Measure:
             attachment.detach()
 
 
-def _resized(adapter: Adapter, size: int) -> Adapter:
-    changes: dict[str, Any] = {}
+def _widths(adapter: Adapter) -> Iterator[tuple[Path, int]]:
+    """Every width in `adapter` and in adapters within it, by path."""
     for entry in dataclasses.fields(adapter):
         value = getattr(adapter, entry.name)
         if entry.name in SIZES and value is not None:
-            changes[entry.name] = size
+            yield (entry.name,), value
         elif isinstance(value, Adapter):
-            changes[entry.name] = _resized(value, size)
-        elif isinstance(value, tuple) and any(isinstance(item, Adapter) for item in value):
-            changes[entry.name] = tuple(
-                _resized(item, size) if isinstance(item, Adapter) else item for item in value
-            )
-    return replace(adapter, **changes) if changes else adapter
+            yield from (((entry.name, *path), size) for path, size in _widths(value))
+        elif isinstance(value, tuple):
+            for place, item in enumerate(value):
+                if isinstance(item, Adapter):
+                    yield from (((entry.name, place, *path), size) for path, size in _widths(item))
+
+
+def _put(adapter: Any, path: Path, size: int) -> Any:
+    """`adapter` with another value at `path`."""
+    if not path:
+        return size
+    step, *rest = path
+    if isinstance(step, int):
+        return (*adapter[:step], _put(adapter[step], tuple(rest), size), *adapter[step + 1 :])
+    return replace(adapter, **{step: _put(getattr(adapter, step), tuple(rest), size)})
 
 
 def _sizes(sizes: Iterable[int] | None, budget: int, measure: _Measure, biases: bool) -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from hadamard_toolkit.adapters.base import Adapter, adapter_from_dict
-from hadamard_toolkit.errors import ArgumentError, check_choice
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
 from hadamard_toolkit.sparsity.allocate import keep_best, pools
 from hadamard_toolkit.sparsity.budgets import dense_adapter
 from hadamard_toolkit.sparsity.masks import Masks
@@ -19,13 +21,15 @@ _STREAMS = {"shuffled": 0x5F, "random": 0x4A, "uniform": 0x0F, "reinitialised": 
 def controls(masks: Masks, seed: int = 0) -> dict[str, Masks | Adapter]:
     """Four masks and an adapter that ask where the gain of `masks` comes from.
 
-    - `"shuffled"`: each tensor's mask with its entries permuted. As good? Then it is not *which* weights of a tensor stay.
-    - `"random"`: a fresh random mask of the same density per tensor. It has the law of `"shuffled"`: the difference of the
-      two is noise, and says how much of it there is.
+    - `"shuffled"`: each tensor's mask with its entries permuted. As good? Then *which* weights of a tensor stay does
+      not matter.
+    - `"random"`: a fresh random mask of the same density per tensor. It has the law of `"shuffled"`: the difference of
+      the two is noise, and says how much of it there is.
     - `"uniform"`: random with the overall density in every tensor. Worse? Then it is *how many* stay where.
-    - `"reinitialised"`: the same mask on other initial weights (`init_seed` differs). As good? Then it is not the pairing
-      of mask and weights.
-    - `"dense"`: the adapter with a smaller bottleneck (or rank) and as near as can be as many weights as are kept.
+    - `"reinitialised"`: the same mask on other initial weights (`init_seed` differs). As good? Then the pairing of mask
+      and weights does not matter.
+    - `"dense"`: the adapter with a smaller bottleneck (or rank), and as near as can be as many weights as are kept.
+      Left out for an adapter whose number of weights no such field sets (`AdapterFusion`).
 
     The masks are not at work yet: `control.attach(model)` attaches their adapter with `init_seed` under them, and
     `control.apply(attachment)` puts them on one that is there. `masks` stay as they are, and must be on an
@@ -35,13 +39,17 @@ def controls(masks: Masks, seed: int = 0) -> dict[str, Masks | Adapter]:
         raise ArgumentError(
             "these masks are on no attachment; use Masks.of(attachment) or masks.apply(attachment)"
         )
+    found: dict[str, Masks | Adapter] = {name: control(masks, name, seed) for name in CONTROLS}
     adapter = adapter_from_dict(masks.provenance["adapter"])
-    kept = masks.entries - masks.removed
     kinds = masks.provenance["maskable"]
-    dense = dense_adapter(
-        adapter, masks.attachment.model, kept, maskable=kinds if isinstance(kinds, str) else tuple(kinds)
-    )
-    return {**{name: control(masks, name, seed) for name in CONTROLS}, "dense": dense}
+    with suppress(UnsupportedError):
+        found["dense"] = dense_adapter(
+            adapter,
+            masks.attachment.model,
+            masks.entries - masks.removed,
+            maskable=kinds if isinstance(kinds, str) else tuple(kinds),
+        )
+    return found
 
 
 def control(masks: Masks, name: str, seed: int = 0) -> Masks:

@@ -42,13 +42,13 @@ def check_rank(scorer: str, scores: Mapping[str, Tensor], values: Mapping[str, T
 def _cause_and_cure(scorer: str, scores: Mapping[str, Tensor], tied: list[str], zero: list[str]) -> str:
     if zero:
         return (
-            f"Cause: {_some(zero)} {'is' if len(zero) == 1 else 'are'} initialised to zero, and θ or the gradient behind "
-            'it vanishes. Cure: attach the adapter with init="normal", or score after a warm-up (warmup_steps=10)'
+            f"Cause: zero-initialised {_some(zero)}, where θ = 0 and behind which gradients vanish. Cure: attach the "
+            'adapter with init="normal", or score after a warm-up (warmup_steps=10)'
         )
     if any(scores[name].any() for name in tied):
         return (
-            "Cause: the weights themselves are all equal, as vectors that begin as the identity are. Cure: score after a "
-            "warm-up (warmup_steps=10), or choose scorer='random'"
+            "Cause: the weights themselves are all equal, as vectors that begin as the identity are. Cure: score "
+            "after a warm-up (warmup_steps=10), or choose scorer='random'"
         )
     if scorer == "synflow":
         return (
@@ -56,8 +56,8 @@ def _cause_and_cure(scorer: str, scores: Mapping[str, Tensor], tied: list[str], 
             "Cure: choose another scorer"
         )
     return (
-        "Cause: the loss does not depend on them, so their gradient is zero. Cure: check that the batches reach this part "
-        "and that what follows it is not zero, or score after a warm-up (warmup_steps=10)"
+        "Cause: the loss does not depend on them, so their gradient is zero. Cure: check that the batches reach this "
+        "part and that what follows it is not zero, or score after a warm-up (warmup_steps=10)"
     )
 
 

@@ -30,8 +30,8 @@ class Masks:
     ----------
     kept: bool tensors on the CPU, True where an entry stays.
     places: layer, site and kind of each masked parameter.
-    provenance: JSON-able: `scorer`, `sparsity`, `scope`, `rounds`, `maskable`, `seed` (of the mask), `init_seed` (of the
-        adapter's weights), `data_seed`, `batches`, `examples` and `sha256` of the batches, `warmup_steps`, `adapter`.
+    provenance: JSON-able: `scorer`, `sparsity`, `scope`, `rounds`, `maskable`, `seed` (of the mask), `init_seed` (of
+        the weights), `data_seed`, `batches`, `examples` and `sha256` of the batches, `warmup_steps`, `adapter`.
     """
 
     kept: dict[str, Tensor]
@@ -142,7 +142,7 @@ class Masks:
         return Masks.of(attachment)
 
     def attach(self, model: PreTrainedModel) -> Attachment:
-        """Attach the adapter that the masks belong to, its weights drawn with `init_seed`, and put the masks to work."""
+        """Attach the adapter that the masks belong to, weights drawn with `init_seed`, and put the masks to work."""
         attachment = attach(model, adapter_from_dict(self.provenance["adapter"]), seed=self.init_seed)
         try:
             self.apply(attachment)

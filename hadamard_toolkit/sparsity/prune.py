@@ -44,8 +44,8 @@ def sparsify(
     ----------
     attachment: fresh, without masks.
     scorer: `"random"`, `"magnitude"`, `"erdos-renyi"`, `"snip"`, `"grasp"` or `"synflow"`; formulas in `scores`.
-    sparsity: the share removed, 0 <= sparsity < 1: round(sparsity · N) of the N maskable entries, to one entry. (The code
-        of SparseAdapter calls the share *kept* so.)
+    sparsity: the share removed, 0 <= sparsity < 1: round(sparsity · N) of the N maskable entries, to one entry. (In
+        the code of SparseAdapter it is the share *kept*.)
     scope: who competes: all entries (`"global"`), those of one tensor, or those of one layer.
     batches: model inputs with `labels`; SNIP and GraSP need them. The model is in evaluation mode and float32, L is the
         mean loss over all examples, whatever the batches. `draw_batches` makes them from a task.
@@ -54,7 +54,8 @@ def sparsify(
     seed: of random scores; independent of the seed of the weights.
     maskable: what may be removed: `"projections"` (declared by the adapter), another kind, `"all"`, or a tuple of kinds
         and full parameter names; see `targets`.
-    warmup_steps, warmup_rate: first train the adapter that many AdamW steps on `batches`, for weights that start at zero.
+    warmup_steps, warmup_rate: first train the adapter that many AdamW steps on `batches`, for weights that start at
+        zero; see `warm_up`.
 
     Ties go by position, so never more than asked is removed. A tensor, layer or site of which nothing stays is named in
     a warning and in `Masks.report()`.
@@ -213,6 +214,6 @@ def warn_of_losses(masks: Masks) -> None:
         )
     if report["tied"] > TIED_SHARE * report["entries"]:
         warnings.warn(
-            f"{report['tied']} of {report['entries']} entries were removed for their position: kept ones score the same",
+            f"{report['tied']} of {report['entries']} entries were removed for their position; kept ones score so too",
             stacklevel=3,
         )

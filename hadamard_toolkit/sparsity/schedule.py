@@ -19,14 +19,14 @@ from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_schedule, che
 
 
 class GradualPruning:
-    """Call it after every optimizer step (`train(…, on_step=GradualPruning(…))`): masks narrow until `sparsity` is reached.
+    """Masks that narrow during training: `train(…, on_step=GradualPruning(…))` calls this after every optimizer step.
 
-    s(t) = s·(1 - (1 - p)³), p the part of the way from `begin` to `end` (shares of all steps), every `every` steps and at
-    the end of the way, exact to one entry (Zhu and Gupta 2017, equation 1, from 0). What was removed stays removed: its
-    momentum in the optimizer is cleared when it goes, and never fed again. The lowest |θ| goes, within `scope`.
+    s(t) = s·(1 - (1 - p)³), p the part of the way from `begin` to `end` (shares of all steps), every `every` steps and
+    at the end of the way, exact to one entry (Zhu and Gupta 2017, equation 1, from 0). The lowest |θ| goes, within
+    `scope`. What was removed stays removed: its momentum in the optimizer is cleared when it goes, and never fed again.
 
-    `masks` are at work from the start (all kept) and those of `Masks.of(attachment)` afterwards. Training must not select
-    weights from before the end of the way: the call returns whether it is still on it.
+    `masks` are at work from the start, all kept; afterwards `Masks.of(attachment)` gives the final ones. Training must
+    not select weights from before the end of the way: the call returns whether it is still on it.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class GradualPruning:
         return self.sparsity * (1 - (1 - way) ** 3)
 
     def __call__(self, step: int, steps: int, optimizer: Optimizer) -> bool:
-        """After step `step` (from 1) of `steps`: narrow the masks if it is time. True while sparsity is still to grow."""
+        """After step `step` (from 1) of `steps`: narrow the masks if it is time. True while sparsity has to grow."""
         first, last = self._way(steps)
         if step == last or (first < step < last and (step - first) % self.every == 0):
             self._narrow(self.target(step, steps))

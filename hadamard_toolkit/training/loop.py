@@ -18,7 +18,7 @@ from hadamard_toolkit.training.evaluation import device_name, open_accelerator, 
 from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features, without_backbone
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.splits import Part, draw
-from hadamard_toolkit.training.stages import Run, Stage, put_back, snapshot, train_stage
+from hadamard_toolkit.training.stages import OnStep, Run, Stage, put_back, snapshot, train_stage
 
 ADAPTER_ROLES = ("adapter", "norm", "gate")
 WHOLE_SPLIT = (
@@ -59,13 +59,15 @@ def train(
     *,
     seed: int = 0,
     feature_store: FeatureStore | None = None,
+    on_step: OnStep | None = None,
 ) -> Outcome:
     """Train `attachment` on `task` as `protocol` says, select on held-out rows, and evaluate on test once.
 
     `seed` fixes the rows, their order and the dropout; model and adapter were built under their own seeds. On the
     CPU, the same inputs give the same bytes. A `feature_store` shares the features of stage one between runs.
     Afterwards the model is in evaluation mode, on the device it was trained on, and `requires_grad` marks what was
-    trained in some stage. If anything fails, all weights are as they were before.
+    trained in some stage. If anything fails, all weights and masks are as they were before. Masks that are on the
+    attachment hold throughout; `on_step` (such as `GradualPruning`) is called after each step that trains the adapter.
 
     Raises `ArgumentError` for a head that does not fit the task and for more rows than there are,
     `UnsupportedError` for a kind of task without a loop, `TrainingError` for a loss that is not finite.
@@ -77,9 +79,8 @@ def train(
     data = _Data(task, tokenizer, protocol, parts)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
-    run = Run(
-        attachment, accelerator, protocol, (task.metric, *(m for m in task.metrics if m != task.metric)), seed
-    )
+    metrics = (task.metric, *(m for m in task.metrics if m != task.metric))
+    run = Run(attachment, accelerator, protocol, metrics, seed, on_step)
     with _all_or_nothing(attachment):
         details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
         sources = None
@@ -233,13 +234,17 @@ def _evaluate(run: Run, data: _Data, features: _Features | None) -> dict[str, np
 
 @contextmanager
 def _all_or_nothing(attachment: Attachment) -> Iterator[None]:
-    """Put weights and `requires_grad` back if the block fails; leave the model in evaluation mode either way."""
+    """Put weights, masks and `requires_grad` back if the block fails; leave the model in evaluation mode either way."""
     parameters = attachment.parameters()
+    masking = attachment.masking
+    masks = masking.state() if masking else {}
     before, required = snapshot(parameters), [p.requires_grad for p in parameters]
     try:
         yield
     except BaseException:
         put_back(parameters, before)
+        if masking:
+            masking.put_back(masks)
         for parameter, flag in zip(parameters, required, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = None

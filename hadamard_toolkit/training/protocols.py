@@ -12,8 +12,8 @@ __all__ = ["full_fine_tuning", "hadamard", "smoke", "sparse_adapter", "unipelt"]
 def hadamard(**changes: Any) -> Protocol:
     """Two stages: the head first on cached features, then frozen while the adapter and its norm train.
 
-    The stages are those of Chen et al. 2023; the paper's hyper-parameters are not known to us, so the numbers
-    are our own, chosen on held-out rows of SST-2 with `minilm-l6`.
+    The stages are those of Chen et al. 2023; the paper's hyper-parameters are not known to us. The numbers are our
+    own, picked from a handful tried with one seed on 3,000 rows of SST-2 with `minilm-l6`, and tuned no further.
     """
     settings: dict[str, Any] = {
         "head": "first-then-frozen",
@@ -28,8 +28,8 @@ def hadamard(**changes: Any) -> Protocol:
 
 
 def full_fine_tuning(**changes: Any) -> Protocol:
-    """One stage with everything trained together, at a rate that a whole backbone bears; as many epochs as `hadamard`."""
-    settings = {"head": "trained", "learning_rate": 1e-4, "epochs": 6, "warmup": 0.1}
+    """One stage, everything trained together at a rate that a whole backbone bears, as many epochs as `hadamard`."""
+    settings: dict[str, Any] = {"head": "trained", "learning_rate": 1e-4, "epochs": 6, "warmup": 0.1}
     return Protocol(**(settings | changes))
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from typing import Protocol as Protocol_
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_scheduler
 
@@ -38,6 +39,16 @@ class Stage:
     epochs: int
 
 
+class OnStep(Protocol_):
+    """What is called after every optimizer step of the stage that trains the adapter.
+
+    `step` counts from 1 to `steps`. While it returns True, the model is still changing its form (masks narrow): an epoch
+    that ends so is not selected, and patience does not run.
+    """
+
+    def __call__(self, step: int, steps: int, optimizer: Optimizer) -> bool: ...
+
+
 @dataclass
 class Run:
     """What all stages of a run share, and what they leave behind."""
@@ -47,6 +58,7 @@ class Run:
     protocol: Protocol
     metrics: tuple[str, ...]  # the first one selects
     seed: int
+    on_step: OnStep | None = None  # in stage two
     history: list[dict[str, Any]] = field(default_factory=list)
     selected: dict[str, int] = field(default_factory=dict)  # stage name -> epoch
     times: dict[str, float] = field(
@@ -83,24 +95,27 @@ def train_stage(run: Run, stage: Stage, training: Source, validation: Source | N
     scheduler = make_scheduler(optimizer, steps, protocol)
     keeper = _Keeper(parameters, protocol)
     show = accelerator.is_main_process
+    hook = run.on_step if stage.name == "stage_two" else None
     with (
         _distributed(accelerator, model) as wrapped,
         bar(total=steps, description=stage.name.replace("_", " "), unit="step", show=show) as progress,
     ):
         watch = _LossWatch(run, stage, progress)
+        after = _AfterStep(hook, steps, optimizer)
         for epoch in range(1, stage.epochs + 1):
             # Twice: the prepared loader counts for itself on one process, and does not reach the sampler on several.
             loader.set_epoch(epoch)
             plain.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-            row = _epoch(run, stage, epoch, loader, wrapped, parameters, optimizer, scheduler, watch)
+            row = _epoch(run, stage, epoch, loader, wrapped, parameters, optimizer, scheduler, watch, after)
             if validation is not None:
                 with run.timed("evaluation"):
                     logits = predict(accelerator, model, validation, protocol.eval_batch_size)
                     found = score(run.metrics, logits, validation.rows.labels)
                 row |= {f"eval_{name}": value for name, value in found.items()}
-                keeper.offer(epoch, found[run.metrics[0]], found["loss"])
+                if not after.unsettled:
+                    keeper.offer(epoch, found[run.metrics[0]], found["loss"])
             run.history.append(row)
-            if keeper.exhausted(epoch):
+            if not after.unsettled and keeper.exhausted(epoch):
                 break
     run.selected[stage.name] = keeper.restore(epoch)
     model.eval()
@@ -116,6 +131,7 @@ def _epoch(
     optimizer: AdamW,
     scheduler: LRScheduler,
     watch: _LossWatch,
+    after: _AfterStep,
 ) -> dict[str, Any]:
     """One pass over the training rows; the start of a row of the history."""
     accelerator, clip = run.accelerator, run.protocol.clip
@@ -130,6 +146,7 @@ def _epoch(
                 accelerator.clip_grad_norm_(parameters, clip)
             rate = optimizer.param_groups[0]["lr"]
             optimizer.step()
+            after.step(watch.step + 1)
             scheduler.step()
             optimizer.zero_grad()
             watch.add(epoch, loss.detach(), rate)
@@ -142,6 +159,20 @@ def _epoch(
         "learning_rate": rate,
         "seconds": run.times[stage.name] - before,
     }
+
+
+@dataclass
+class _AfterStep:
+    """The run's `on_step`, if it has one, and what it said last."""
+
+    hook: OnStep | None
+    steps: int
+    optimizer: AdamW
+    unsettled: bool = False
+
+    def step(self, step: int) -> None:
+        if self.hook is not None:
+            self.unsettled = self.hook(step, self.steps, self.optimizer)
 
 
 class _LossWatch:

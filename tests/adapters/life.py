@@ -24,12 +24,11 @@ def logits(model: PreTrainedModel, **changes: object) -> Tensor:
 
 
 def shake(attachment: ht.Attachment, seed: int = 1, scale: float = 0.2) -> None:
-    """Move every parameter that trains, as training would."""
+    """Move every parameter, as training (the frozen ones: an earlier training) would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.parameters():
-            if parameter.requires_grad:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 def spread(attachment: ht.Attachment) -> None:

@@ -40,7 +40,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, stem in (("train", "train"), ("test", "dev")):
         rows = splits[split]
         table = {"sentence": list(rows["text"]), "label": pa.array(rows["label"], pa.int64())}
-        pq.write_table(pa.table({**table, "idx": pa.array(range(len(rows)), pa.int32())}), folder / f"{stem}.parquet")
+        pq.write_table(
+            pa.table({**table, "idx": pa.array(range(len(rows)), pa.int32())}), folder / f"{stem}.parquet"
+        )
     return root
 
 

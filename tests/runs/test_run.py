@@ -11,15 +11,22 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError
 from hadamard_toolkit.runs.record import Run, label_of, method_name
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.tasks import load_task
 
 MakeSpec = Callable[..., RunSpec]
-FILES = {"run.json", "history.jsonl", "predictions.safetensors", "adapter_config.json", "adapter_model.safetensors"}
+FILES = {
+    "run.json",
+    "history.jsonl",
+    "predictions.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+}
 
 
 def bytes_of(store: Path, spec: RunSpec, name: str) -> bytes:
@@ -59,10 +66,16 @@ def test_record_says_how_it_came_about(make_spec: MakeSpec, tmp_path: Path, repo
         "gate": 0,
         "head": 34,
     }
-    assert {part: rows["rows"] for part, rows in record["rows"].items()} == {"train": 48, "validation": 16, "test": 40}
+    assert {part: rows["rows"] for part, rows in record["rows"].items()} == {
+        "train": 48,
+        "validation": 16,
+        "test": 40,
+    }
     assert {"load", "features", "stage_one", "stage_two", "evaluation", "total"} <= set(record["times"])
     meta = record["meta_info"]
-    assert {"python", "torch", "transformers", "datasets", "accelerate", "hadamard_toolkit"} <= set(meta["versions"])
+    assert {"python", "torch", "transformers", "datasets", "accelerate", "hadamard_toolkit"} <= set(
+        meta["versions"]
+    )
     assert meta["device"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert meta["device"]["threads"] == torch.get_num_threads()
     assert meta["task"]["subset"] is True
@@ -105,7 +118,9 @@ def test_restored_run_predicts_what_was_recorded(make_spec: MakeSpec, tmp_path: 
     test = load_task("sst2").splits["test"]
     predicted = stored.predictions["test"]
     np.testing.assert_array_equal(predicted["labels"], np.asarray(test["label"])[predicted["rows"]])
-    batch = tokenizer(list(test["sentence"]), truncation=True, max_length=24, padding=True, return_tensors="pt")
+    batch = tokenizer(
+        list(test["sentence"]), truncation=True, max_length=24, padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         logits = model(**batch).logits.numpy()
     np.testing.assert_allclose(logits[predicted["rows"]], predicted["logits"], atol=1e-5)
@@ -119,7 +134,9 @@ def test_vectors_come_back_without_a_backbone(
 ) -> None:
     spec = make_spec(adapter=ht.Hadamard(layers=(0, 2)))
     trained = run(spec, tmp_path)
-    monkeypatch.setattr("hadamard_toolkit.backbones.load_backbone", lambda *a, **k: pytest.fail("loaded a backbone"))
+    monkeypatch.setattr(
+        "hadamard_toolkit.backbones.load_backbone", lambda *a, **k: pytest.fail("loaded a backbone")
+    )
     store = RunStore(tmp_path)
     for found in (store.vectors(spec.key), store.run(spec.key).vectors()):
         assert set(found) == set(trained.vectors())
@@ -138,7 +155,7 @@ def test_whole_model_is_kept_only_on_request(make_spec: MakeSpec, tmp_path: Path
     }
     small = RunStore(tmp_path / "small").run(spec.key)
     assert small.info["run_info"]["weights"].startswith("not kept")
-    with pytest.raises(DataError, match="not kept.*keep_full_weights=True"):
+    with pytest.raises(DataError, match=r"not kept.*keep_full_weights=True"):
         small.restore()
     with pytest.raises(DataError, match="not kept"):
         RunStore(tmp_path / "small").vectors(spec.key)
@@ -186,8 +203,8 @@ def test_bad_specs_fail_with_one_clear_error(make_spec: MakeSpec, tmp_path: Path
         run(make_spec(task="ss2t"), tmp_path)
     with pytest.raises(ArgumentError, match=r"layers=\(9,\)"):
         run(make_spec(adapter=ht.Hadamard(layers=(9,))), tmp_path)
-    with pytest.raises(UnsupportedError, match="sparsity="):
-        run(make_spec(sparsity={"scorer": "snip", "sparsity": 0.5}), tmp_path)
+    with pytest.raises(ArgumentError, match="maskable='projections'"):
+        run(make_spec(sparsity=Sparsity("snip", 0.5)), tmp_path)
     assert len(RunStore(tmp_path).failed()) == 3
 
 

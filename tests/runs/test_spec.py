@@ -44,7 +44,9 @@ SPECS = st.builds(
     task=st.sampled_from(["sst2", "stsb", "my own task"]),
     adapter=ADAPTERS,
     protocol=PROTOCOLS,
-    sparsity=st.one_of(st.none(), st.fixed_dictionaries({"scorer": st.just("snip"), "sparsity": st.floats(0, 0.99)})),
+    sparsity=st.one_of(
+        st.none(), st.fixed_dictionaries({"scorer": st.just("snip"), "sparsity": st.floats(0, 0.99)})
+    ),
     seed=st.integers(0, 2**32 - 1),
 )
 
@@ -177,10 +179,16 @@ def test_from_dict_refuses_what_it_does_not_know() -> None:
 
 def test_grid_is_every_combination_once_with_seeds_fastest() -> None:
     specs = RunSpec.grid(
-        task=["sst2", "rte", "SST-2"], adapter=[ht.Hadamard(), ht.HeadOnly()], protocol=Protocol(), seed=range(3)
+        task=["sst2", "rte", "SST-2"],
+        adapter=[ht.Hadamard(), ht.HeadOnly()],
+        protocol=Protocol(),
+        seed=range(3),
     )
     assert [(s.task, type(s.adapter).__name__, s.seed) for s in specs] == [
-        (task, adapter, seed) for task in ("sst2", "rte") for adapter in ("Hadamard", "HeadOnly") for seed in range(3)
+        (task, adapter, seed)
+        for task in ("sst2", "rte")
+        for adapter in ("Hadamard", "HeadOnly")
+        for seed in range(3)
     ]
     assert {s.backbone for s in specs} == {"minilm-l6"}
     with pytest.raises(ArgumentError, match=r"seed=\[\] is not allowed"):

@@ -102,15 +102,19 @@ def test_keys_may_be_cut_short_while_they_are_unique(done: RunStore) -> None:
     assert key in done
     assert key[:6] not in done
     copies(done, 40)
-    several = next(prefix for prefix in "0123456789abcdef" if sum(k.startswith(prefix) for k in done.keys()) > 1)  # noqa: SIM118
+    several = next(
+        prefix for prefix in "0123456789abcdef" if sum(k.startswith(prefix) for k in done.keys()) > 1
+    )  # noqa: SIM118
     with pytest.raises(ArgumentError, match="give more of it"):
         done.run(several)
     for absent in ("", "not a key", "../" + key):
-        with pytest.raises(ArgumentError, match="is no run of|give more of it"):
+        with pytest.raises(ArgumentError, match=r"is no run of|give more of it"):
             done.run(absent)
 
 
-@pytest.mark.parametrize("damage", ["empty", "no json", "foreign", "schema", "edited", "incomplete", "renamed", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "no json", "foreign", "schema", "edited", "incomplete", "renamed", "missing"]
+)
 def test_damaged_folder_is_skipped_by_name_and_refused_when_asked_for(done: RunStore, damage: str) -> None:
     (spec,) = copies(done, 1)
     folder = done.folder / spec.key
@@ -171,7 +175,10 @@ def test_only_one_holds_a_claim(done: RunStore, make_spec: MakeSpec) -> None:
 def start(code: str, folder: Path) -> subprocess.Popen[str]:
     """A Python process; `ready` on its stdout says that it has come as far as it should."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
 
 
@@ -239,7 +246,9 @@ def test_killed_run_leaves_no_half_written_folder(done: RunStore, make_spec: Mak
     assert len(done) == 3
 
 
-def test_failed_write_leaves_nothing(done: RunStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_nothing(
+    done: RunStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = sorted(done.folder.iterdir())
 
     def full(*arguments: object, **settings: object) -> None:

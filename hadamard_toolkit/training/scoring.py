@@ -1,0 +1,124 @@
+"""Pruning as a step of a run: batches drawn from a task, masks put to work before or during training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from hadamard_toolkit.adapters.attachment import Attachment, attach
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
+from hadamard_toolkit.sparsity.batches import Batches
+from hadamard_toolkit.sparsity.controls import control
+from hadamard_toolkit.sparsity.prune import sparsify
+from hadamard_toolkit.sparsity.schedule import GradualPruning
+from hadamard_toolkit.sparsity.scores import SCORERS
+from hadamard_toolkit.sparsity.spec import Sparsity, check_whole
+from hadamard_toolkit.tasks import Task
+from hadamard_toolkit.training.batching import Padding, tokenise
+from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.splits import draw
+
+_STREAM = 2  # `splits.draw` has 0 and 1 of the same seed
+
+
+def draw_batches(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    examples: int = 320,
+    batch_size: int = 32,
+    seed: int = 0,
+    max_length: int = 128,
+    rows: Sequence[int] | np.ndarray | None = None,
+) -> Batches:
+    """`examples` training rows of `task`, drawn with `seed` and put into batches of like length, for `sparsify`.
+
+    `rows` limits the draw to these positions of the training split (a run draws from what it trains on, never from its
+    validation rows). The batches know their seed, task and rows, and `Masks.provenance` keeps that.
+    Raises `ArgumentError` for more examples than there are, `UnsupportedError` for a task of spans.
+    """
+    for name, value in (("examples", examples), ("batch_size", batch_size)):
+        check_whole(name, value, 1)
+    check_whole("seed", seed, 0)
+    check_range("max_length", max_length, least=3)
+    if task.kind == "span":
+        raise UnsupportedError(
+            f"task {task.name!r} is of kind 'span'; draw_batches does classification and regression"
+        )
+    pool = np.arange(len(task.splits["train"])) if rows is None else np.sort(np.asarray(rows))
+    if examples > len(pool):
+        raise ArgumentError(
+            f"examples={examples} is not allowed; there are {len(pool)} training rows to draw from"
+        )
+    drawn = np.sort(np.random.default_rng([seed, _STREAM]).permutation(pool)[:examples])
+    found = tokenise(task.splits["train"].select(drawn), task.text_columns, tokenizer, max_length)
+    order = np.argsort(found.lengths, kind="stable")
+    pad = Padding(tokenizer)
+    groups = [order[start : start + batch_size] for start in range(0, examples, batch_size)]
+    origin = {
+        "data_seed": seed,
+        "task": task.name,
+        "rows_sha256": hashlib.sha256(drawn.astype("<i8").tobytes()).hexdigest(),
+        "batch_size": batch_size,
+        "max_length": max_length,
+    }
+    return replace(Batches.of(pad(found.__getitems__(group.tolist())) for group in groups), origin=origin)
+
+
+def prune_for_run(
+    attachment: Attachment,
+    sparsity: Sparsity,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: Protocol,
+    *,
+    seed: int,
+) -> tuple[Attachment, GradualPruning | None]:
+    """Put the masks of `sparsity` to work before training: the attachment, and what `train` calls after every step.
+
+    The attachment is another one than before for the control with other initial weights.
+    """
+    if sparsity.when == "gradual":
+        return attachment, GradualPruning(
+            attachment,
+            sparsity=sparsity.sparsity,
+            scope=sparsity.scope,
+            begin=sparsity.begin,
+            end=sparsity.end,
+            every=sparsity.every,
+            maskable=sparsity.maskable,
+        )
+    mask_seed = seed if sparsity.seed is None else sparsity.seed
+    batches = None
+    if SCORERS[sparsity.scorer].data or sparsity.warmup_steps:
+        batches = draw_batches(
+            task,
+            tokenizer,
+            examples=sparsity.examples,
+            batch_size=sparsity.batch_size,
+            seed=seed if sparsity.data_seed is None else sparsity.data_seed,
+            max_length=protocol.max_length,
+            rows=draw(task.splits, protocol, seed)["train"].rows,
+        )
+    masks = sparsify(
+        attachment,
+        scorer=sparsity.scorer,
+        sparsity=sparsity.sparsity,
+        scope=sparsity.scope,
+        batches=batches,
+        rounds=sparsity.rounds,
+        seed=mask_seed,
+        maskable=sparsity.maskable,
+        warmup_steps=sparsity.warmup_steps,
+    )
+    if sparsity.control is not None:
+        other = control(masks, sparsity.control, mask_seed)
+        masks.remove()
+        if other.init_seed != attachment.seed:
+            attachment = attach(attachment.detach(), attachment.adapter, seed=other.init_seed)
+        other.apply(attachment)
+    return attachment, None

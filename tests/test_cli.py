@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hadamard_toolkit import cli, doctor, pinned
+from hadamard_toolkit.downloads import file_sha256
+from hadamard_toolkit.errors import DownloadError, ToolkitError
+from hadamard_toolkit.runs import environment
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
+from tests.runs.conftest import backbone_folder, data_root, make_spec
+
+__all__ = ["backbone_folder", "data_root", "make_spec"]  # fixtures of the runs serve here too
+TINY = [
+    "--set",
+    "epochs=1",
+    "--set",
+    "head_epochs=2",
+    "--set",
+    "train_rows=48",
+    "--set",
+    "validation_rows=16",
+]
+TINY += ["--set", "max_length=24", "--set", "test_rows=30", "--protocol", "smoke"]
+
+
+@pytest.fixture
+def command(
+    make_spec: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`command("runs", …)` runs the command line in this process: (status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_is_quick_and_needs_no_torch(option: str, repository: Path) -> None:
+    code = f"""
+import sys
+from hadamard_toolkit.cli import main
+try:
+    main(["{option}"])
+except SystemExit as end:
+    assert end.code == 0
+assert not {{"torch", "pandas", "transformers"}} & set(sys.modules), "a heavy import"
+"""
+    begun = time.perf_counter()
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert time.perf_counter() - begun < 2  # 0.1 s on an idle core
+    wanted = "hadamard_toolkit " + environment.toolkit_version() if option == "--version" else "fetch"
+    assert wanted in answer.stdout
+
+
+def test_run_then_runs(
+    command: Callable[..., tuple[int, str, str]], backbone_folder: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    wanted = ["run", "--backbone", backbone_folder, "--task", "SST-2", "--seed", 4, "--store", store, *TINY]
+    wanted += ["--adapter", "Hadamard(layers=(0, 2))"]
+    status, out, _ = command(*wanted)
+    (key,) = RunStore(store).keys()
+    run = RunStore(store).run(key)
+    assert (run.spec.seed, run.spec.task, run.spec.protocol.epochs, run.spec.adapter.layers) == (
+        4,
+        "sst2",
+        1,
+        (0, 2),
+    )
+    assert status == 0
+    assert out.startswith(f"{key}  done in ")
+    assert f"accuracy {run.score:.4f}" in out
+    assert "(n = 30, subset)" in out
+    assert "adapter 64, norm 64, head 34" in out
+    assert command(*wanted)[1].startswith(f"{key}  was there already")
+
+    status, out, _ = command("runs", "--store", store)
+    head, row, total = out.splitlines()
+    assert (status, total) == (0, f"1 runs in {store} (* a subset of the official data)")
+    assert row.startswith(key)
+    assert f"{run.score:.4f}  30*" in row
+    assert head.index("adapter") == row.index("Hadamard(layers=(0, 2))")
+    assert head.index("test") + 4 == row.index(f"{run.score:.4f}") + 6  # numbers end where their title ends
+
+    rows = list(csv.DictReader(io.StringIO(command("runs", "--store", store, "--csv")[1])))
+    assert {(r["split"], r["metric"]) for r in rows} >= {("test", "accuracy"), ("validation", "loss")}
+    lines = command("runs", "--store", store, "--json")[1].splitlines()
+    assert [json.loads(line)["key"] for line in lines] == [key] * len(rows)
+
+
+def test_runs_names_failures_and_damage(
+    command: Callable[..., tuple[int, str, str]], backbone_folder: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    (store / "notes").mkdir(parents=True)
+    status, _, err = command(
+        "run",
+        "--backbone",
+        backbone_folder,
+        "--task",
+        "sst2",
+        "--store",
+        store,
+        *TINY,
+        "--adapter",
+        "Hadamard(layers=(9,))",
+    )
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("hadamard: layers=(9,) is not allowed")
+    status, out, err = command("runs", "--store", store)
+    assert status == 0
+    assert "1 failed:" in out
+    assert "ArgumentError: layers=(9,) is not allowed" in out
+    assert "notes" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "sst3"], "name='sst3' is no known task"),
+        (["--task", "sst2", "--adapter", "exit()"], "adapter='exit' is not allowed"),
+        (["--task", "sst2", "--protocol", "quick"], "protocol='quick' is not allowed"),
+        (["--task", "sst2", "--set", "epochs"], "write field=value"),
+        (["--task", "sst2", "--set", "epochs=few"], "epochs='few'"),
+        (["--task", "sst2", "--seed", "-1"], "seed=-1 is not allowed"),
+        (["--task", "sst2", "--backbone", "no/such"], "name='no/such' is not allowed"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    status, out, err = command("run", "--store", tmp_path / "store", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("hadamard: ")
+    assert message in err
+
+
+def test_debug_shows_where_an_error_came_from(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HADAMARD_DEBUG", "1")
+    with pytest.raises(ToolkitError, match="no known task"):
+        command("run", "--task", "sst3")
+
+
+def test_interrupt_has_its_own_status(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupted)
+    assert command("doctor") == (130, "", "hadamard: interrupted; finished runs are kept\n")
+
+
+def test_sweep_follows_its_plan(
+    command: Callable[..., tuple[int, str, str]], backbone_folder: Path, tmp_path: Path
+) -> None:
+    plan, store = tmp_path / "plan.toml", tmp_path / "store"
+    overrides = (
+        "epochs = 1, head_epochs = 2, train_rows = 48, validation_rows = 16, max_length = 24, test_rows = 30"
+    )
+    plan.write_text(f"""
+[[grid]]
+backbone = "{backbone_folder}"
+tasks = ["sst2"]
+adapters = ["Hadamard(layers=(9,))", "HeadOnly()"]
+seeds = [0, 1]
+protocol = "smoke"
+overrides = {{ {overrides} }}
+""")
+    status, out, _ = command("sweep", plan, "--store", store, "--dry-run")
+    assert status == 0
+    assert out.splitlines()[0].endswith("4 runs, 0 in " + str(store) + ", 4 missing")
+    assert len(out.splitlines()) == 5
+    assert not store.exists()
+
+    status, out, _ = command("sweep", plan, "--store", store)
+    assert status == 1
+    assert "[1/4] " in out
+    assert "failed: ArgumentError: layers=(9,) is not allowed" in out
+    assert out.splitlines()[-1] == "2 done, 2 failed"
+    plan.write_text(plan.read_text().replace('"Hadamard(layers=(9,))", ', ""))
+    status, out, _ = command("sweep", plan, "--store", store)
+    assert (status, out.splitlines()[-1]) == (0, "2 present")
+
+
+# fetch and doctor: a pinned backbone of our own, so that nothing is downloaded ---------------------------------
+
+
+@pytest.fixture
+def tiny_pin(tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only pinned backbone is `tiny`; "downloading" it copies a folder. Returns where it will lie."""
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "cache"))
+    digests = {path.name: file_sha256(path) for path in backbone_folder.iterdir()}
+    real = pinned.PINNED["minilm-l6"]
+    monkeypatch.setattr(pinned, "PINNED", {"tiny": replace(real, files=digests)})
+    monkeypatch.setattr(doctor, "PINNED", pinned.PINNED)
+    monkeypatch.setattr(
+        pinned, "_unpack", lambda pin, folder: shutil.copytree(backbone_folder, folder, dirs_exist_ok=True)
+    )
+    return tmp_path / "cache" / "backbones" / "tiny"
+
+
+def test_fetch_brings_checks_and_mends(
+    tiny_pin: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["fetch", "tiny"]) == 0
+    weights = tiny_pin / "model.safetensors"
+    good = weights.read_bytes()
+    assert "SHA-256 checked" in capsys.readouterr().out
+    weights.write_bytes(good[:-1] + b"?")
+    assert cli.main(["fetch", "tiny"]) == 0
+    assert weights.read_bytes() == good
+    assert cli.main(["fetch", "bert-huge"]) == 2
+    assert "NAME='bert-huge' is not allowed; choose one of 'tiny', 'embedded'" in capsys.readouterr().err
+
+
+def test_fetch_out_of_reach_is_one_error(
+    tiny_pin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*arguments: object) -> None:
+        raise DownloadError("tiny is out of reach")
+
+    monkeypatch.setattr(pinned, "_unpack", unreachable)
+    assert cli.main(["fetch", "tiny"]) == 2
+    assert capsys.readouterr().err == "hadamard: tiny is out of reach\n"
+
+
+def test_doctor_tells_present_from_missing_from_broken(
+    tiny_pin: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HADAMARD_DATA", str(data_root))
+
+    def report() -> tuple[int, dict[str, str], str]:
+        status = cli.main(["doctor"])
+        *lines, last = capsys.readouterr().out.splitlines()
+        return status, {line.split()[1]: line for line in lines}, last
+
+    status, found, last = report()
+    assert (status, last) == (0, "nothing is broken")
+    assert found["tiny"].startswith("--")
+    assert "hadamard fetch tiny" in found["tiny"]
+    assert found["embedded"].startswith("--")
+    assert found["glue"].endswith(f"sst2 in {data_root}")
+    assert "offline (HF_HUB_OFFLINE" in found["hub"]
+    assert {"python", "torch", "device", "threads", "cache"} <= set(found)
+
+    cli.main(["fetch", "tiny"])
+    assert report()[1]["tiny"].startswith("ok")
+    (tiny_pin / "config.json").write_text("{}")
+    monkeypatch.setattr(environment, "versions", lambda: {"torch": "missing"})
+    status, found, last = report()
+    assert (status, last) == (1, "broken: torch, tiny")
+    assert "config.json" in found["tiny"]
+    assert "is damaged" in found["tiny"]
+
+
+def test_doctor_compares_versions_with_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["torch>=2.11,<3", "ray>=2.45; extra == 'ray'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)
+    monkeypatch.setattr(environment, "versions", lambda: {"torch": "1.13.0", "ray": "0.1"})
+    old, unbounded = doctor._packages()
+    assert (old.ok, old.text) == (False, "1.13.0, but <3,>=2.11 is needed")
+    assert unbounded.ok
