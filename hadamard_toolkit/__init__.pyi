@@ -1,5 +1,5 @@
 # The public names, one line per module.
-from . import plotting as plotting
+from . import plotting as plotting, studies as studies
 from .adapters.attachment import Attachment as Attachment, attach as attach, load_attachment as load_attachment
 from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
 from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters

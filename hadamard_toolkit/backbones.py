@@ -74,6 +74,7 @@ def load_backbone(
                     config=config,
                     dtype=torch.float32,
                     use_safetensors=True,
+                    ignore_mismatched_sizes=head != "masked-lm",  # a stored head of other labels is replaced below
                     output_loading_info=True,
                     local_files_only=offline,
                     trust_remote_code=False,
@@ -87,6 +88,8 @@ def load_backbone(
                 f"nothing is ever unpickled): {_first_line(error)}"
             ) from error
     _check_complete(name, model, report)
+    if head != "masked-lm":
+        _renew_head(model, set(report["missing_keys"]), seed)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     _set_padding(model, tokenizer.pad_token_id)
@@ -220,12 +223,26 @@ def _auto_class(config: PreTrainedConfig, head: str) -> Any:
 def _check_complete(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
     """Only the head, and a pooler where the checkpoint has none, may be fresh."""
     prefix = f"{model.base_model_prefix}."
-    lost = sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key)
-    if lost or report["mismatched_keys"]:
-        wrong = lost or sorted(str(key) for key in report["mismatched_keys"])
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    lost = [key for key in report["missing_keys"] if ".pooler." not in key]
+    wrong = sorted(key for key in {*lost, *mismatched} if key.startswith(prefix))
+    if wrong:
         raise DataError(
             f"backbone {name!r} lacks {len(wrong)} weights of its architecture, the first {wrong[0]!r}"
         )
+
+
+def _renew_head(model: PreTrainedModel, fresh: set[str], seed: int) -> None:
+    """A checkpoint that brings a task head of its own gets a fresh one, drawn from `seed`, like every other."""
+    prefix = f"{model.base_model_prefix}."
+    if all(name in fresh for name, _ in model.named_parameters() if not name.startswith(prefix)):
+        return
+    with seeded(seed):
+        drawn = type(model)(model.config).state_dict()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith(prefix):
+                parameter.copy_(drawn[name])
 
 
 def _set_padding(model: PreTrainedModel, pad: int | None) -> None:

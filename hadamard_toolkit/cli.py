@@ -67,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter", default="Hadamard()", help="as in Python, such as 'LoRA(rank=4)' (default: %(default)s)"
     )
     one.add_argument(
+        "--sparsity",
+        default="None",
+        help="how to prune it, such as 'Sparsity(\"snip\", 0.5)' (default: not at all)",
+    )
+    one.add_argument(
         "--protocol",
         default="hadamard",
         help="a preset, such as hadamard or 'unipelt(k=500)' (default: %(default)s)",
@@ -144,8 +149,8 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol
-    from hadamard_toolkit.runs.record import is_subset
+    from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol, parse_sparsity
+    from hadamard_toolkit.runs.record import describe, is_subset
     from hadamard_toolkit.runs.run import run
     from hadamard_toolkit.runs.spec import RunSpec
     from hadamard_toolkit.runs.store import RunStore
@@ -156,13 +161,14 @@ def _run(options: argparse.Namespace) -> int:
         task=options.task,
         adapter=parse_adapter(options.adapter),
         protocol=parse_protocol(options.protocol, parse_overrides(options.overrides)),
+        sparsity=parse_sparsity(options.sparsity),
         seed=options.seed,
     )
     known = spec in store
     finished = run(spec, store)
     state = "was there already" if known else f"done in {finished.times['total']:.1f} s"
     print(f"{finished.key}  {state}: {finished.folder}")
-    print(f"{spec.task}, {spec.backbone}, {options.adapter}, seed {spec.seed}")
+    print(f"{spec.task}, {spec.backbone}, {describe(spec)}, seed {spec.seed}")
     for split, values in finished.metrics.items():
         scored = finished.info["rows"][split]
         note = ", subset" if is_subset(split, finished.info) else ""
@@ -249,10 +255,10 @@ def _sweep(options: argparse.Namespace) -> int:
         f"{options.plan}: {len(specs)} runs, {len(specs) - len(missing)} in {options.store}, {len(missing)} missing"
     )
     if options.dry_run:
-        from hadamard_toolkit.runs.record import label_of
+        from hadamard_toolkit.runs.record import describe
 
         for spec in missing:
-            print(f"  {spec.key}  {spec.backbone}  {spec.task}  {label_of(spec.adapter)}  seed {spec.seed}")
+            print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
         return 0
     report = None if visible() else lambda line: print(line, flush=True)
     table = sweep(specs, store, options.engine, options.workers, report=report)

@@ -82,9 +82,9 @@ outcome = ht.train(attachment, task, tokenizer, protocol, seed=0)
 # How much of it is the adapter's, and how much is the head's? `enabled(False)` gives the bare backbone back for a moment.
 
 # %%
-rows = task.splits["test"].select(range(256))
-inputs = tokenizer(rows["text"], padding=True, truncation=True, return_tensors="pt").to(model.device)
-labels = torch.tensor(rows["label"], device=model.device)
+rows = task.splits["test"].select(range(96))
+inputs = tokenizer(list(rows["text"]), padding=True, truncation=True, return_tensors="pt").to(model.device)
+labels = torch.tensor(list(rows["label"]), device=model.device)
 model.eval()
 
 

@@ -171,6 +171,23 @@ def test_a_local_folder_loads_with_its_weights(folder: Path) -> None:
     assert set(record["sha256"]) == {"model.safetensors"}
 
 
+def test_a_stored_head_is_replaced_by_a_fresh_one(folder: Path) -> None:
+    plain, _ = load_backbone(str(folder), labels=3, seed=5)
+    stored, tokenizer = load_backbone(str(folder), labels=3, seed=5)
+    with torch.no_grad():
+        stored.classifier.weight.fill_(7)
+    stored.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for labels in (3, 2):  # also with another number of labels
+        first, _ = load_backbone(str(folder), labels=labels, seed=5)
+        again, _ = load_backbone(str(folder), labels=labels, seed=5)
+        other, _ = load_backbone(str(folder), labels=labels, seed=6)
+        assert not (first.classifier.weight == 7).any()
+        assert torch.equal(first.classifier.weight, again.classifier.weight)
+        assert not torch.equal(first.classifier.weight, other.classifier.weight)
+        assert torch.equal(first.bert.embeddings.word_embeddings.weight, plain.bert.embeddings.word_embeddings.weight)
+
+
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no backbone.*safetensors.*never unpickled"):

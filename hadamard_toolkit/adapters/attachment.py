@@ -177,7 +177,7 @@ class Attachment:
         return {name: p.detach().cpu().clone() for name, p in self.named_parameters().items()}
 
     def stored_state(self) -> dict[str, Tensor]:
-        """Copies on the CPU of what `save` writes: `state_dict`, but prefixes folded out of their training-time network."""
+        """Copies on the CPU of what `save` writes: `state_dict`, but prefixes folded out of their network."""
         return {name: value.detach().cpu().clone() for name, value in self._stored().items()}
 
     def _stored(self) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def write_masks(folder: Path, kept: Kept, record: dict[str, Any]) -> None:
     bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().ravel())) for name, mask in kept.items()}
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
     atomic_write(folder / BITS, save(bits))
-    text = json.dumps({"format": FORMAT, "shapes": shapes, **record}, indent=1, sort_keys=True)
+    text = json.dumps({"format": FORMAT, "shapes": shapes, **record}, indent=1)
     atomic_write(folder / RECORD, text + "\n")
 
 

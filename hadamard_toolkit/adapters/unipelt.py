@@ -76,7 +76,7 @@ class UniPELT(Adapter):
 
 
 def prompt_unipelt(prompt_length: int = 10, **fields: Any) -> Stack:
-    """`PromptTuning(prompt_length)` on top of `UniPELT(**fields)` (K. Chen, Pang and Yang 2024). The prompt has no gate."""
+    """`PromptTuning(prompt_length)`, which has no gate, and `UniPELT(**fields)` (K. Chen, Pang and Yang 2024)."""
     return Stack(PromptTuning(prompt_length), UniPELT(**fields))
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice
 from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.training.protocol import Protocol
 
 if TYPE_CHECKING:
     from hadamard_toolkit.adapters.base import Adapter
 
-GRID_FIELDS = ("backbone", "tasks", "adapters", "seeds", "protocol", "overrides")
+GRID_FIELDS = ("backbone", "tasks", "adapters", "sparsity", "seeds", "protocol", "overrides")
 
 
 def parse_adapter(text: str) -> Adapter:
@@ -31,6 +32,14 @@ def parse_adapter(text: str) -> Adapter:
     if not isinstance(adapter, Adapter):
         raise ArgumentError(f"adapter={text!r} is not allowed; write an adapter, e.g. {_EXAMPLE['adapter']}")
     return adapter
+
+
+def parse_sparsity(text: str) -> Sparsity | None:
+    """A pruning from text: `Sparsity("snip", 0.5)`, or `None`."""
+    found = _read(_parse(text, "sparsity"), text, "sparsity", {"Sparsity": Sparsity})
+    if found is not None and not isinstance(found, Sparsity):
+        raise ArgumentError(f"sparsity={text!r} is not allowed; write None or {_EXAMPLE['sparsity']}")
+    return found
 
 
 def parse_protocol(text: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
@@ -62,12 +71,13 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def load_plan(path: str | Path) -> list[RunSpec]:
-    """The specs of a plan file: every `[[grid]]` table is a grid of `backbone`, `tasks`, `adapters` and `seeds`.
+    """The specs of a plan file: every `[[grid]]` table is a grid of the lists in it.
 
         [[grid]]
         backbone = "minilm-l6"          # or a list; this is the default
         tasks = ["sst2", "rte"]
         adapters = ["Hadamard()", 'LoRA(rank=4)']
+        sparsity = ["None", 'Sparsity("snip", 0.5)']    # ["None"] is the default
         seeds = [0, 1, 2]               # [0] is the default
         protocol = "hadamard"           # any preset
         overrides = { epochs = 3, train_rows = 1000 }
@@ -100,13 +110,14 @@ def _grid(grid: Mapping[str, Any]) -> list[RunSpec]:
     for name in ("tasks", "adapters", "protocol"):
         if name not in grid:
             raise ArgumentError(f"{name!r} is missing")
-    for name in ("tasks", "adapters", "seeds"):
+    for name in ("tasks", "adapters", "sparsity", "seeds"):
         if not isinstance(grid.get(name, []), list):
             raise ArgumentError(f"{name}={grid[name]!r} is not allowed; it must be a list")
     return RunSpec.grid(
         backbone=grid.get("backbone", "minilm-l6"),
         task=grid["tasks"],
         adapter=[parse_adapter(text) for text in grid["adapters"]],
+        sparsity=[parse_sparsity(text) for text in grid.get("sparsity", ["None"])],
         protocol=parse_protocol(grid["protocol"], grid.get("overrides")),
         seed=grid.get("seeds", [0]),
     )
@@ -121,7 +132,11 @@ def _parse(text: str, argument: str) -> ast.expr:
         ) from None
 
 
-_EXAMPLE = {"adapter": "Hadamard(layers=(0, 1))", "protocol": "hadamard(epochs=3)"}
+_EXAMPLE = {
+    "adapter": "Hadamard(layers=(0, 1))",
+    "protocol": "hadamard(epochs=3)",
+    "sparsity": 'Sparsity("snip", 0.5)',
+}
 
 
 def _read(node: ast.expr, text: str, argument: str, known: Mapping[str, Callable[..., Any]]) -> Any:

@@ -97,7 +97,7 @@ class Run:
             "key": self.key,
             "spec": self.spec.to_dict(),
             "method": method_name(self.spec.adapter),
-            "label": label_of(self.spec.adapter),
+            "label": describe(self.spec),
             "headline": self.headline,
             "metrics": self.metrics,
             "counts": self.counts.to_dict(orient="index"),
@@ -125,9 +125,7 @@ def write_run(run: Run, folder: Path, *, keep_full_weights: bool) -> None:
     save_file(arrays, folder / PREDICTIONS)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes files that only their owner may read; a store is shared
-    atomic_write(
-        folder / RECORD, json.dumps(run.to_record(), indent=1, allow_nan=False) + "\n"
-    )
+    atomic_write(folder / RECORD, json.dumps(run.to_record(), indent=1, allow_nan=False) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -222,17 +220,23 @@ def method_name(adapter: Any) -> str:
     return "+".join(method_name(part) for part in nested[0]) if nested else type(adapter).__name__
 
 
-def label_of(adapter: Any) -> str:
-    """The adapter as one would write it in code, with the fields that differ from their defaults."""
+def describe(spec: RunSpec) -> str:
+    """The method of a run in one line: its adapter as code, and how it is pruned, if it is."""
+    adapter = label_of(spec.adapter)
+    return adapter if spec.sparsity is None else f"{adapter} {label_of(spec.sparsity)}"
+
+
+def label_of(value: Any) -> str:
+    """A dataclass as one would write it in code, with the fields that differ from their defaults."""
     changed = []
-    for entry in dataclasses.fields(adapter):
-        value = getattr(adapter, entry.name)
+    for entry in dataclasses.fields(value):
+        own = getattr(value, entry.name)
         default = (
             entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
         )
-        if value != default:
-            changed.append(f"{entry.name}={_source(value)}")
-    return f"{type(adapter).__name__}({', '.join(changed)})"
+        if own != default:
+            changed.append(f"{entry.name}={_source(own)}")
+    return f"{type(value).__name__}({', '.join(changed)})"
 
 
 def _source(value: Any) -> str:

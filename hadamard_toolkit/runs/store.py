@@ -24,8 +24,8 @@ from hadamard_toolkit.runs.environment import describe_error
 from hadamard_toolkit.runs.record import (
     RECORD,
     Run,
+    describe,
     is_subset,
-    label_of,
     read_record,
     read_run,
     stored_vectors,
@@ -118,7 +118,8 @@ class RunStore:
         `train_rows` that of rows trained on, and `subset` says whether the data here, or the rows scored, are less
         than the official ones. `trained`, `stored` and `nonzero` count parameters without the head,
         `…_with_head` with it, `…_<role>` by role. `adapter`, `protocol` and `sparsity` are JSON text, `label` the
-        adapter as code. `seconds` is the whole run. A folder that is no run is skipped with a warning that names it.
+        adapter (and its pruning) as code. `seconds` is the whole run. A folder that is no run is skipped with a
+        warning that names it.
         """
         rows: list[dict[str, Any]] = []
         for folder in self._folders():
@@ -189,7 +190,7 @@ class RunStore:
             "schema": 1,
             "key": spec.key,
             "spec": spec.to_dict(),
-            "label": label_of(spec.adapter),
+            "label": describe(spec),
             **describe_error(error),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -18,7 +18,7 @@ import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice, check_range
 from hadamard_toolkit.runs.environment import usable_cores
-from hadamard_toolkit.runs.record import label_of, read_record
+from hadamard_toolkit.runs.record import describe, read_record
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
@@ -95,7 +95,7 @@ def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
         status = "present" if status == "present" else "done"
         value = record["metrics"]["test"][record["headline"]]
         score, seconds = float("nan") if value is None else value, record["times"]["total"]
-    fixed = (spec.key, spec.backbone, spec.task, label_of(spec.adapter), spec.seed)
+    fixed = (spec.key, spec.backbone, spec.task, describe(spec), spec.seed)
     return dict(zip(_SUMMARY, (*fixed, status, score, seconds, attempt.reason), strict=True))
 
 
@@ -111,7 +111,7 @@ def _with_progress(
             if report is not None:
                 left = (time.monotonic() - begun) / count * (total - count)
                 spec, reason = attempt.spec, f": {attempt.reason}" if attempt.reason else ""
-                what = f"{spec.key} {spec.task} {label_of(spec.adapter)} seed {spec.seed} {attempt.status}{reason}"
+                what = f"{spec.key} {spec.task} {describe(spec)} seed {spec.seed} {attempt.status}{reason}"
                 report(
                     f"[{count}/{total}] {what}" + (f" (about {duration(left)} left)" if count < total else "")
                 )

@@ -101,11 +101,11 @@ class _Measure:
             self.model = backbone_from_config(config)
         self.adapter, self.maskable = adapter, maskable
         self.known: dict[int, tuple[int, int]] = {}
-        now = self._count(adapter)
+        now, _ = self._count(adapter)
         widths = dict(_widths(adapter))
-        # a prefix has a `bottleneck` too, of a network that is not stored: it changes nothing here
+        # prefixes and fusions have a `bottleneck` too, which sets the size of nothing that is masked
         self.widths = {
-            path: size for path, size in widths.items() if self._count(_put(adapter, path, 2 * size)) != now
+            path: size for path, size in widths.items() if self._count(_put(adapter, path, 2 * size))[0] != now
         }
         if not self.widths:
             raise UnsupportedError(f"{adapter} has no {' or '.join(SIZES)} that sets its number of weights")

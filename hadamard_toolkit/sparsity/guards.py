@@ -56,8 +56,9 @@ def _cause_and_cure(scorer: str, scores: Mapping[str, Tensor], tied: list[str], 
             "Cure: choose another scorer"
         )
     return (
-        "Cause: the loss does not depend on them, so their gradient is zero. Cure: check that the batches reach this "
-        "part and that what follows it is not zero, or score after a warm-up (warmup_steps=10)"
+        "Cause: the loss does not depend on them, so their gradient is zero: what follows them is zero, or a narrow "
+        "ReLU bottleneck is off on all examples. Cure: other or more examples, or score after a warm-up "
+        "(warmup_steps=10)"
     )
 
 

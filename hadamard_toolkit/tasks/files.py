@@ -21,10 +21,10 @@ def local_roots(root: str | Path | None) -> list[Path]:
     return [Path(chosen).expanduser() if chosen else CHECKOUT.parent / "shared" / "data"]
 
 
-def read_parquet(root: Path, file: str) -> tuple[pa.Table, str]:
-    """The table in `root/file` and the file's SHA-256, which must be the one in `root/SHA256SUMS` if that lists it.
+def checked_file(root: Path, file: str) -> tuple[Path, str]:
+    """The path of `root/file` and its SHA-256, which must be the one in `root/SHA256SUMS` if that lists it.
 
-    Raises `DataError` that names the file if it is missing, no parquet, or not the listed one.
+    Raises `DataError` that names the file if it is missing or not the listed one.
     """
     path = root / file
     if not path.is_file():
@@ -32,6 +32,12 @@ def read_parquet(root: Path, file: str) -> tuple[pa.Table, str]:
     digest = file_sha256(path)
     if (listed := _listed(root).get(file, digest)) != digest:
         raise DataError(f"{path} is not the file that SHA256SUMS lists: expected {listed}, found {digest}")
+    return path, digest
+
+
+def read_parquet(root: Path, file: str) -> tuple[pa.Table, str]:
+    """The table in `root/file` and the file's SHA-256; a file that is no parquet is refused like a changed one."""
+    path, digest = checked_file(root, file)
     try:
         return pq.read_table(path), digest
     except (pa.ArrowInvalid, OSError) as error:

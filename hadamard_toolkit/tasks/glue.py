@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict
 
-from hadamard_toolkit.downloads import file_sha256
-from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.tasks.base import Task, check_rows, in_memory
-from hadamard_toolkit.tasks.files import local_roots, read_parquet
+from hadamard_toolkit.tasks.places import find, provenance, read_hub, read_local
 
 HUB = "nyu-mll/glue"
 CITATION = "Wang et al. 2018, GLUE; each task keeps its own terms"
@@ -90,54 +87,17 @@ def load(name: str, root: str | Path | None = None) -> Task:
     The provenance compares every split with its official number of rows and says `subset` where one falls short. Raises
     `DataError` if no place has the task, or if columns or labels are not the task's.
     """
-    source, tried = SOURCES[name], []
-    for folder in local_roots(root):
-        if (folder / "glue" / source.folder).is_dir():
-            return _task(
-                name, source, f"local parquet files, glue/{source.folder}", *_read_local(name, source, folder)
-            )
-        origin = "root" if root is not None else "$HADAMARD_DATA or ../shared/data"
-        tried.append(f"{folder / 'glue' / source.folder} ({origin}) does not exist")
-    if root is None:
-        try:
-            return _task(name, source, f"hub {HUB}", *_read_hub(name))
-        except DataError:
-            raise
-        except (
-            Exception
-        ) as error:  # whatever the hub's client raises: no network, offline mode, no such repository
-            reason = str(error).strip().partition("\n")[0]
-            tried.append(f"hub {HUB!r} cannot be read ({type(error).__name__}: {reason})")
-    raise DataError(
-        f"task {name!r} is nowhere to be found: {'; '.join(tried)}. Set HADAMARD_DATA to a folder with "
-        f"glue/{source.folder}/*.parquet, or allow the hub; the tasks 'embedded/…' need neither"
+    source = SOURCES[name]
+    folder = f"glue/{source.folder}"
+    origin, found = find(
+        name,
+        root,
+        folder,
+        HUB,
+        lambda place: read_local(place, folder, _LOCAL_MNLI if name == "mnli" else _LOCAL),
+        lambda: read_hub(HUB, name, _HUB_MNLI if name == "mnli" else _HUB),
     )
-
-
-def _read_local(
-    name: str, source: _Source, root: Path
-) -> tuple[dict[str, pa.Table], dict[str, str], dict[str, str]]:
-    """Tables, where each split came from, and each file's SHA-256."""
-    tables, places, digests = {}, {}, {}
-    for split, stem in (_LOCAL_MNLI if name == "mnli" else _LOCAL).items():
-        file = f"glue/{source.folder}/{stem}.parquet"
-        tables[split], digests[file] = read_parquet(root, file)
-        places[split] = str(root / file)
-    return tables, places, digests
-
-
-def _read_hub(name: str) -> tuple[dict[str, pa.Table], dict[str, str], dict[str, str]]:
-    """As `_read_local`; the files are those of the hub's local cache, named by the revision."""
-    names = _HUB_MNLI if name == "mnli" else _HUB
-    loaded = load_dataset(HUB, name)
-    tables = {split: loaded[official].with_format("arrow")[:] for split, official in names.items()}
-    places = {split: f"hub {HUB}, {name}, split {official}" for split, official in names.items()}
-    cached = [Path(file["filename"]) for official in names.values() for file in loaded[official].cache_files]
-    return (
-        tables,
-        places,
-        {f"{HUB}@{file.parent.name}/{name}/{file.name}": file_sha256(file) for file in cached},
-    )
+    return _task(name, source, origin, *found)
 
 
 def _task(
@@ -163,24 +123,7 @@ def _task(
         labels=source.labels,
         metric=source.metrics[0],
         metrics=source.metrics,
-        provenance=_provenance(
-            source, origin, {split: rows.num_rows for split, rows in splits.items()}, files
+        provenance=provenance(
+            origin, source.rows, {split: rows.num_rows for split, rows in splits.items()}, files, CITATION
         ),
     )
-
-
-def _provenance(source: _Source, origin: str, rows: dict[str, int], files: dict[str, str]) -> dict[str, Any]:
-    short = [
-        f"{split} {rows[split]:,} of {official:,} rows ({rows[split] / official:.1%})"
-        for split, official in source.rows.items()
-        if rows[split] < official
-    ]
-    return {
-        "source": origin,
-        "files": files,
-        "official_rows": dict(source.rows),
-        "rows": rows,
-        "subset": bool(short),
-        "note": f"subset: {'; '.join(short)}" if short else "",
-        "licence": CITATION,
-    }

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.tasks import embedded, glue
+from hadamard_toolkit.tasks import domains, embedded, glue, squad
 from hadamard_toolkit.tasks.base import Task
 
 TASKS: dict[str, Callable[[str | Path | None], Task]] = {
@@ -21,6 +21,16 @@ TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     "mnli": partial(glue.load, "mnli"),
     "qnli": partial(glue.load, "qnli"),
     "rte": partial(glue.load, "rte"),
+    "squad": squad.load,
+    "squad-unambiguous": partial(squad.load, unambiguous=True),
+    "chemprot": partial(domains.load, "chemprot"),
+    "rct": partial(domains.load, "rct"),
+    "acl-arc": partial(domains.load, "acl-arc"),
+    "scierc": partial(domains.load, "scierc"),
+    "hyperpartisan": partial(domains.load, "hyperpartisan"),
+    "agnews": partial(domains.load, "agnews"),
+    "helpfulness": partial(domains.load, "helpfulness"),
+    "imdb": partial(domains.load, "imdb"),
     "embedded/tweets-polarity": partial(embedded.polarity, "tweets"),
     "embedded/movies-polarity": partial(embedded.polarity, "movies"),
     "embedded/products-polarity": partial(embedded.polarity, "products"),
@@ -38,10 +48,11 @@ TASKS: dict[str, Callable[[str | Path | None], Task]] = {
 def load_task(
     name: str, *, root: str | Path | None = None, limit: int | Mapping[str, int] | None = None, seed: int = 0
 ) -> Task:
-    """A task by name: a GLUE task (`sst2`, also written `SST-2`) or one of the `embedded/…` suite.
+    """A task by name: a GLUE task (`sst2`, also written `SST-2`), `squad`, a task of the four domains (`chemprot`, also
+    written `domains/ChemProt`) or one of the `embedded/…` suite.
 
-    `root` is a folder with local data, in the layout of `glue.load` (which also says where else it is looked for); the
-    embedded suite needs none and ignores it. `limit` keeps at most so many training rows, or so many rows of each
+    `root` is a folder with local data, in the layouts of `glue.load`, `squad.load` and `domains.load` (which also say
+    where else they are looked for); the embedded suite needs none and ignores it. `limit` keeps at most so many training rows, or so many rows of each
     split in a mapping, drawn by `seed`.
 
     Raises `ArgumentError` for an unknown name or a bad limit, `DataError` for data that are missing or do not fit,
@@ -51,7 +62,7 @@ def load_task(
 
 
 def canonical(name: str) -> str:
-    """The registered spelling: case, `-`, `_` and a leading `glue/` do not matter."""
+    """The registered spelling: case, `-`, `_` and a leading `glue/` or `domains/` do not matter."""
     squashed = {_squash(known): known for known in TASKS}
     if isinstance(name, str) and _squash(name) in squashed:
         return squashed[_squash(name)]
@@ -61,4 +72,4 @@ def canonical(name: str) -> str:
 
 
 def _squash(name: str) -> str:
-    return re.sub(r"[-_\s]", "", name.lower().removeprefix("glue/"))
+    return re.sub(r"^(glue|domains)/|[-_\s]", "", name.lower())

@@ -149,19 +149,22 @@ class SortedBatches(Sampler[list[int]]):
 
 
 class Padding:
-    """Collate rows of `Examples`: pad to the longest row of the batch with the tokenizer's own rules."""
+    """Collate rows of `Examples`: pad to the longest row of the batch with the tokenizer's own rules.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    `side` is "left" or "right"; None leaves it to the tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, side: str | None = None) -> None:
         if tokenizer.pad_token_id is None:
             raise DataError(
                 f"{type(tokenizer).__name__} has no padding token; set tokenizer.pad_token, e.g. to eos_token"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.side = tokenizer, side
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         extra = {key: torch.as_tensor(np.asarray([row[key] for row in rows])) for key in ("row", "labels")}
         inputs = [{key: value for key, value in row.items() if key not in extra} for row in rows]
-        return {**self.tokenizer.pad(inputs, return_tensors="pt"), **extra}
+        return {**self.tokenizer.pad(inputs, return_tensors="pt", padding_side=self.side), **extra}
 
 
 @dataclass(frozen=True)

@@ -67,15 +67,28 @@ def collect(
     return result
 
 
-def predict(accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
-    """Logits [rows, outputs] in row order, in evaluation mode; the model's mode is put back."""
+def collect_in_evaluation(
+    accelerator: Accelerator,
+    model: nn.Module,
+    source: Source,
+    batch_size: int,
+    step: Callable[[Batch], Tensor],
+) -> np.ndarray:
+    """`collect` with `model` in evaluation mode and the protocol's precision; the model's mode is put back."""
     training = model.training
     model.eval()
     try:
         with accelerator.autocast():
-            return collect(accelerator, source, batch_size, lambda batch: model(**inputs_of(batch)).logits)
+            return collect(accelerator, source, batch_size, step)
     finally:
         model.train(training)
+
+
+def predict(accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
+    """Logits [rows, outputs] in row order, in evaluation mode."""
+    return collect_in_evaluation(
+        accelerator, model, source, batch_size, lambda batch: model(**inputs_of(batch)).logits
+    )
 
 
 def score(names: tuple[str, ...], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

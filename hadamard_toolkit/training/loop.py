@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
 from hadamard_toolkit.tasks import Task
-from hadamard_toolkit.training.batching import Examples, Padding, Source, tokenise
-from hadamard_toolkit.training.evaluation import device_name, open_accelerator, predict, score
+from hadamard_toolkit.training.batching import Source
+from hadamard_toolkit.training.evaluation import device_name, open_accelerator
 from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features, without_backbone
+from hadamard_toolkit.training.kinds import Kind, Labelled
 from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.spans import Spans
 from hadamard_toolkit.training.splits import Part, draw
 from hadamard_toolkit.training.stages import OnStep, Run, Stage, put_back, snapshot, train_stage
 
@@ -36,8 +39,12 @@ class Outcome:
     history: one row per epoch: `stage`, `epoch`, `step` and `learning_rate` (the last of the epoch), mean
         training `loss`, `seconds` of training, `eval_loss` and `eval_<metric>` on the validation rows.
     times: seconds of `features`, `stage_one`, `stage_two` and `evaluation`. A single stage counts as `stage_two`.
-    predictions: logits [rows, outputs] of "validation" and every test split, in the order of `rows`.
-    labels: the true answers, row by row. rows: their positions in the split (ascending).
+    predictions: logits [rows, outputs] of "validation" and every test split, in the order of `rows`; of a span task
+        [rows, 4], see `spans.Spans`.
+    labels: the true answers, row by row (of a span task where the first one starts and ends, in characters).
+        rows: their positions in the split (ascending).
+    answers: of a span task, per split the predicted answer of each question by its id, as SQuAD's official script
+        reads it. scores: of a span task, per split each metric row by row.
     details: JSON-able facts: `head`, `stage_one` ("cached", "full" or None), `fallback` (why "cached" became "full"),
         `selected` (epoch of each stage), `parts` (rows and hash per part), `seed`, `device`, `processes`.
     """
@@ -49,6 +56,8 @@ class Outcome:
     labels: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
     details: dict[str, Any]
+    answers: dict[str, dict[str, str]] = field(default_factory=dict)
+    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def train(
@@ -69,18 +78,27 @@ def train(
     trained in some stage. If anything fails, all weights and masks are as they were before. Masks that are on the
     attachment hold throughout; `on_step` (such as `GradualPruning`) is called after each step that trains the adapter.
 
-    Raises `ArgumentError` for a head that does not fit the task and for more rows than there are,
-    `UnsupportedError` for a kind of task without a loop, `TrainingError` for a loss that is not finite.
+    `protocol.pretraining` belongs before the adapter is attached: `run` sees to it, and by hand it is
+    `continued.adapt(model, …)`, `attach`, then `train` with a protocol without it.
+
+    Raises `ArgumentError` for a head that does not fit the task, for more rows than there are and for a protocol with
+    `pretraining`, `TrainingError` for a loss that is not finite.
     """
     check_range("seed", seed, least=0)
+    if protocol.pretraining:
+        raise ArgumentError(
+            f"pretraining={protocol.pretraining!r} is not allowed here, where the adapter is on the model already; use "
+            "run(spec), or continued.adapt(model, …) before attach and a protocol without pretraining"
+        )
     _check_task(task, attachment)
     stages = plan(attachment, protocol)
     parts = draw(task.splits, protocol, seed)
-    data = _Data(task, tokenizer, protocol, parts)
+    kind: Kind = (Spans if task.kind == "span" else Labelled)(task.text_columns, tokenizer, protocol)
+    data = _Data(task, kind, parts)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
     metrics = (task.metric, *(m for m in task.metrics if m != task.metric))
-    run = Run(attachment, accelerator, protocol, metrics, seed, on_step)
+    run = Run(attachment, accelerator, protocol, kind, metrics, seed, on_step)
     with _all_or_nothing(attachment):
         details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
         sources = None
@@ -92,13 +110,14 @@ def train(
                 train_stage(run, stage, data.source("train"), data.source_of_validation())
         attachment.train_only(*{role for stage in stages for role in stage.roles})
         predictions = _evaluate(run, data, sources)
-    labels = {name: data.examples(name).labels for name in predictions}
+    rows = {name: data.rows(name) for name in predictions}
+    by_row = {name: kind.by_row(predicted, rows[name]) for name, predicted in predictions.items()}
     return Outcome(
-        metrics={name: score(run.metrics, logits, labels[name]) for name, logits in predictions.items()},
+        metrics={name: kind.score(metrics, predicted, rows[name]) for name, predicted in predictions.items()},
         history=run.history,
         times=run.times,
         predictions=predictions,
-        labels=labels,
+        labels={name: kind.truth(rows[name]) for name in predictions},
         rows={name: parts[name].rows for name in predictions},
         details={
             **details,
@@ -108,6 +127,8 @@ def train(
             "device": device_name(accelerator),
             "processes": accelerator.num_processes,
         },
+        answers={name: answers for name, (answers, _) in by_row.items() if answers},
+        scores={name: scores for name, (_, scores) in by_row.items() if scores},
     )
 
 
@@ -135,14 +156,11 @@ def plan(attachment: Attachment, protocol: Protocol) -> list[Stage]:
 class _Data:
     """The rows of a run, tokenised when they are first needed and once."""
 
-    def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol, parts: dict[str, Part]
-    ) -> None:
-        self.task, self.tokenizer, self.protocol, self.parts = task, tokenizer, protocol, parts
-        self.collate = Padding(tokenizer)
-        self._tokenised: dict[str, tuple[np.ndarray, Examples]] = {}
+    def __init__(self, task: Task, kind: Kind, parts: dict[str, Part]) -> None:
+        self.task, self.kind, self.parts = task, kind, parts
+        self._tokenised: dict[str, tuple[np.ndarray, Any]] = {}
 
-    def pool(self, split: str) -> tuple[np.ndarray, Examples]:
+    def pool(self, split: str) -> tuple[np.ndarray, Any]:
         """The rows of `split` that any part uses (all of them when that is a good share), and their tokens."""
         if split not in self._tokenised:
             used = np.unique(
@@ -153,8 +171,7 @@ class _Data:
                 chosen = rows.select(used)
             else:
                 used, chosen = np.arange(len(rows)), rows
-            examples = tokenise(chosen, self.task.text_columns, self.tokenizer, self.protocol.max_length)
-            self._tokenised[split] = used, examples
+            self._tokenised[split] = used, self.kind.encode(chosen)
         return self._tokenised[split]
 
     def places(self, name: str) -> np.ndarray:
@@ -162,13 +179,13 @@ class _Data:
         part = self.parts[name]
         return np.searchsorted(self.pool(part.split)[0], part.rows)
 
-    def examples(self, name: str) -> Examples:
+    def rows(self, name: str) -> Any:
         """The tokenised rows of part `name`."""
         return self.pool(self.parts[name].split)[1].select(self.places(name))
 
     def source(self, name: str) -> Source:
         """Part `name` as text for the whole model."""
-        return Source(self.examples(name), self.collate)
+        return self.kind.source(self.rows(name))
 
     def source_of_validation(self) -> Source | None:
         """The validation rows, if the protocol holds any out."""
@@ -184,12 +201,16 @@ class _Features:
     def source(self, name: str) -> Source:
         """Part `name` for the head alone, inside `without_backbone`."""
         run, part = self.run, self.data.parts[name]
+        if not run.kind.cacheable:
+            raise UnsupportedError(
+                f"a head for {self.data.task.kind} tasks reads every token, so it cannot train on cached features"
+            )
         _, examples = self.data.pool(part.split)
         with run.timed("features"):
             vectors = head_features(
                 run.attachment,
                 examples,
-                self.data.collate,
+                run.kind.collate,
                 run.accelerator,
                 run.protocol.eval_batch_size,
                 self.store,
@@ -221,15 +242,17 @@ def _train_head(
 
 
 def _evaluate(run: Run, data: _Data, features: _Features | None) -> dict[str, np.ndarray]:
-    """Logits of the selected weights on validation and test; from features when nothing but the head was trained."""
+    """Predictions of the selected weights on validation and test; from features when nothing but the head was trained."""
     names = [name for name in data.parts if name != "train"]
     model, size = run.attachment.model, run.protocol.eval_batch_size
     if features is None or any(run.attachment.parameters(role) for role in ADAPTER_ROLES):
         with run.timed("evaluation"):
-            return {name: predict(run.accelerator, model, data.source(name), size) for name in names}
+            return {name: run.kind.predict(run.accelerator, model, data.source(name), size) for name in names}
     sources = {name: features.source(name) for name in names}
     with run.timed("evaluation"), without_backbone(model):
-        return {name: predict(run.accelerator, model, source, size) for name, source in sources.items()}
+        return {
+            name: run.kind.predict(run.accelerator, model, source, size) for name, source in sources.items()
+        }
 
 
 @contextmanager
@@ -254,13 +277,11 @@ def _all_or_nothing(attachment: Attachment) -> Iterator[None]:
 
 
 def _check_task(task: Task, attachment: Attachment) -> None:
-    if task.kind not in ("classification", "regression"):
-        raise UnsupportedError(
-            f"task {task.name!r} is of kind {task.kind!r}; train does classification and regression"
-        )
     outputs = attachment.model.config.num_labels
-    if outputs != task.n_labels:
+    target = "start_positions" if task.kind == "span" else "labels"
+    if outputs != task.n_labels or target not in signature(attachment.model.forward).parameters:
+        head = type(attachment.model).__name__
         raise ArgumentError(
-            f"the model has {outputs} outputs, but task {task.name!r} needs {task.n_labels}; load the backbone with "
-            f"labels={task.n_labels}, head={task.head!r}"
+            f"the model ({head}) has {outputs} outputs, but task {task.name!r} needs {task.n_labels} of a "
+            f"{task.kind} head; load the backbone with labels={task.n_labels}, head={task.head!r}"
         )

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.training.pretraining import PRECISIONS, ContinuedPretraining, read_steps
 
 HEAD_POLICIES = ("trained", "frozen-random", "first-then-frozen")
 STAGE_ONE = ("cached", "full")
 SCHEDULES = ("linear", "constant")
 SELECTIONS = ("best", "last")
-PRECISIONS = ("fp32", "bf16")
+# Fields that came after the first records. At their default they are not written, so that older keys still hold.
+LATER: dict[str, Any] = {"stride": None, "pretraining": ()}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Protocol:
         rows, or the whole of the task's own validation split.
     test_rows: evaluate on that many test rows only, the same for every seed; the result then says "subset".
     precision: `"fp32"` or `"bf16"` (autocast; the parameters stay float32).
+    stride: span tasks only: tokens that two neighbouring windows over a long context share (`doc_stride` of the
+        usual scripts). None is a third of `max_length`.
+    pretraining: steps of continued masked-language-model training, done in this order before the adapter is attached;
+        see `ContinuedPretraining`, `protocols.dapt` and `protocols.tapt`.
     """
 
     head: str = "trained"
@@ -66,6 +72,8 @@ class Protocol:
     validation_rows: int | None = None
     test_rows: int | None = None
     precision: str = "fp32"
+    stride: int | None = None
+    pretraining: tuple[ContinuedPretraining, ...] = ()
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -80,6 +88,7 @@ class Protocol:
             self._check_integer(field, least=1)
         self._check_integer("max_length", least=3)
         self._check_integer("validation_rows", least=0, optional=True)
+        self._check_integer("stride", least=0, optional=True)
         for field in ("train_rows", "test_rows", "patience"):
             self._check_integer(field, least=1, optional=True)
         for field in ("learning_rate", "head_learning_rate", "epsilon"):
@@ -89,6 +98,9 @@ class Protocol:
         if self.clip is not None:
             self._check_number("clip", above=0)
         self._check_betas()
+        if self.stride is not None:
+            check_range("stride", self.stride, below=self.max_length)
+        object.__setattr__(self, "pretraining", read_steps(self.pretraining))
         if self.validation_rows == 0 and (self.select == "best" or self.patience is not None):
             raise ArgumentError(
                 f"validation_rows=0 is not allowed with select={self.select!r} and patience={self.patience!r}: "
@@ -123,8 +135,14 @@ class Protocol:
         object.__setattr__(self, "betas", (first, second))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        """The fields as JSON values; those of `LATER` only where they differ from their default."""
+        record = {**dataclasses.asdict(self), "betas": list(self.betas)}
+        for field, default in LATER.items():
+            if getattr(self, field) == default:
+                del record[field]
+        if self.pretraining:
+            record["pretraining"] = [step.to_dict() for step in self.pretraining]
+        return record
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Protocol:

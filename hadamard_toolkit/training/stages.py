@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, get_scheduler
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.errors import TrainingError
 from hadamard_toolkit.training.batching import Source, mix
-from hadamard_toolkit.training.evaluation import inputs_of, predict, score
+from hadamard_toolkit.training.evaluation import inputs_of
+from hadamard_toolkit.training.kinds import Kind
 from hadamard_toolkit.training.progress import bar
 from hadamard_toolkit.training.protocol import Protocol
 
@@ -42,8 +43,8 @@ class Stage:
 class OnStep(Protocol_):
     """What is called after every optimizer step of the stage that trains the adapter.
 
-    `step` counts from 1 to `steps`. While it returns True, the model is still changing its form (masks narrow): an epoch
-    that ends so is not selected, and patience does not run.
+    `step` counts from 1 to `steps`. While it returns True, the model is still changing its form (masks narrow): an
+    epoch that ends so is not selected, and patience does not run.
     """
 
     def __call__(self, step: int, steps: int, optimizer: Optimizer) -> bool: ...
@@ -56,6 +57,7 @@ class Run:
     attachment: Attachment
     accelerator: Accelerator
     protocol: Protocol
+    kind: Kind
     metrics: tuple[str, ...]  # the first one selects
     seed: int
     on_step: OnStep | None = None  # in stage two
@@ -109,8 +111,8 @@ def train_stage(run: Run, stage: Stage, training: Source, validation: Source | N
             row = _epoch(run, stage, epoch, loader, wrapped, parameters, optimizer, scheduler, watch, after)
             if validation is not None:
                 with run.timed("evaluation"):
-                    logits = predict(accelerator, model, validation, protocol.eval_batch_size)
-                    found = score(run.metrics, logits, validation.rows.labels)
+                    predicted = run.kind.predict(accelerator, model, validation, protocol.eval_batch_size)
+                    found = run.kind.score(run.metrics, predicted, validation.rows)
                 row |= {f"eval_{name}": value for name, value in found.items()}
                 if not after.unsettled:
                     keeper.offer(epoch, found[run.metrics[0]], found["loss"])
@@ -140,7 +142,7 @@ def _epoch(
         wrapped.train()
         for batch in loader:
             with accelerator.autocast():
-                loss = wrapped(**inputs_of(batch), labels=batch["labels"]).loss
+                loss = wrapped(**inputs_of(batch), **run.kind.targets(batch)).loss
             accelerator.backward(loss)
             if clip is not None:
                 accelerator.clip_grad_norm_(parameters, clip)

@@ -149,10 +149,9 @@ def test_three_stand_side_by_side_and_in_series() -> None:
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+# deberta's relative positions depend on the padded length by themselves
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "deberta"])
 def test_masked_gates_do_not_see_padding_and_original_ones_do(architecture: str) -> None:
-    if architecture == "deberta":
-        pytest.skip("its relative positions depend on the padded length by themselves")
     longer, shorter = tiny_batch(), {name: rows[:1, :7] for name, rows in tiny_batch().items()}
     for gated, same in (("masked", True), ("original", False)):
         model = tiny_model(architecture).double()
@@ -161,6 +160,17 @@ def test_masked_gates_do_not_see_padding_and_original_ones_do(architecture: str)
         if architecture not in ("bart", "t5") or not same:
             # the decoder of a sequence classifier is called without a mask of its own: nothing is padding to it
             assert bool(difference < 1e-6) == same, (gated, difference)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "mpnet", "deberta-v2", "t5"])
+def test_a_half_precision_backbone_has_its_adapters_in_float32(architecture: str) -> None:
+    model = tiny_model(architecture).bfloat16()
+    attachment = ht.attach(model, ht.prompt_unipelt(2, **SMALL))
+    result = model(**tiny_batch(), labels=torch.tensor([0, 1, 0]))
+    result.loss.backward()
+    assert result.logits.dtype == torch.bfloat16
+    assert {p.dtype for role in ("adapter", "gate") for p in attachment.parameters(role)} == {torch.float32}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in attachment.parameters())
 
 
 def test_gates_are_recorded_by_layer_and_module() -> None:

@@ -7,8 +7,15 @@ import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.runs.plan import load_plan, parse_adapter, parse_overrides, parse_protocol
-from hadamard_toolkit.runs.record import label_of
+from hadamard_toolkit.runs.plan import (
+    load_plan,
+    parse_adapter,
+    parse_overrides,
+    parse_protocol,
+    parse_sparsity,
+)
+from hadamard_toolkit.runs.record import describe, label_of
+from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.training import protocols
 
 
@@ -61,7 +68,7 @@ def test_protocols_are_presets_with_changes() -> None:
     assert parse_protocol("smoke(epochs=1)", {"betas": [0.8, 0.9]}) == protocols.smoke(
         epochs=1, betas=(0.8, 0.9)
     )
-    with pytest.raises(ArgumentError, match="protocol='fast' is not allowed; choose one of .*'hadamard'"):
+    with pytest.raises(ArgumentError, match=r"protocol='fast' is not allowed; choose one of .*'hadamard'"):
         parse_protocol("fast")
     with pytest.raises(ArgumentError, match="epocs"):
         parse_protocol("hadamard", {"epocs": 1})
@@ -69,6 +76,24 @@ def test_protocols_are_presets_with_changes() -> None:
         parse_protocol("hadamard", {"epochs": 0})
     with pytest.raises(ArgumentError, match="name a preset"):
         parse_protocol("3")
+
+
+def test_pruning_is_read_as_written(tmp_path: Path) -> None:
+    snip = Sparsity("snip", 0.5)
+    assert parse_sparsity('Sparsity("snip", 0.5)') == parse_sparsity(label_of(snip)) == snip
+    assert parse_sparsity("None") is None
+    with pytest.raises(ArgumentError, match="write None or Sparsity"):
+        parse_sparsity("0.5")
+    with pytest.raises(ArgumentError, match="sparsity=1"):
+        parse_sparsity("Sparsity('snip', 1.0)")
+    pruned = PLAN.replace("seeds = [0, 1]", "seeds = [0, 1]\nsparsity = ['None', 'Sparsity(\"snip\", 0.5)']")
+    specs = load_plan(written(tmp_path, pruned))
+    assert len(specs) == 17
+    assert {spec.sparsity for spec in specs} == {None, snip}
+    assert {describe(spec) for spec in specs if spec.adapter == ht.Hadamard()} == {
+        "Hadamard()",
+        'Hadamard() Sparsity(scorer="snip", sparsity=0.5)',
+    }
 
 
 def test_overrides_are_literals_or_text() -> None:

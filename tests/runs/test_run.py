@@ -204,7 +204,7 @@ def test_bad_specs_fail_with_one_clear_error(make_spec: MakeSpec, tmp_path: Path
     with pytest.raises(ArgumentError, match=r"layers=\(9,\)"):
         run(make_spec(adapter=ht.Hadamard(layers=(9,))), tmp_path)
     with pytest.raises(ArgumentError, match="maskable='projections'"):
-        run(make_spec(sparsity=Sparsity("snip", 0.5)), tmp_path)
+        run(make_spec(sparsity=Sparsity("snip", 0.5, examples=16, batch_size=16)), tmp_path)
     assert len(RunStore(tmp_path).failed()) == 3
 
 

@@ -102,9 +102,8 @@ def test_keys_may_be_cut_short_while_they_are_unique(done: RunStore) -> None:
     assert key in done
     assert key[:6] not in done
     copies(done, 40)
-    several = next(
-        prefix for prefix in "0123456789abcdef" if sum(k.startswith(prefix) for k in done.keys()) > 1
-    )  # noqa: SIM118
+    keys = done.keys()
+    several = next(prefix for prefix in "0123456789abcdef" if sum(k.startswith(prefix) for k in keys) > 1)
     with pytest.raises(ArgumentError, match="give more of it"):
         done.run(several)
     for absent in ("", "not a key", "../" + key):

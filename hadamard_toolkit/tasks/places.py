@@ -1,0 +1,107 @@
+"""Where a task's data may be, asked one place after the other, and what its record says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, load_dataset
+
+from hadamard_toolkit.downloads import file_sha256
+from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.tasks.files import local_roots, read_parquet
+
+# Tables by split, where each split came from, SHA-256 by file.
+Found = tuple[dict[str, pa.Table], dict[str, str], dict[str, str]]
+
+
+def find(
+    name: str,
+    root: str | Path | None,
+    folder: str,
+    hub: str,
+    local: Callable[[Path], Found],
+    remote: Callable[[], Found],
+) -> tuple[str, Found]:
+    """What was found of task `name`, and its origin in words.
+
+    Asked in order: `root` (alone, if given), `$HADAMARD_DATA` or else `../shared/data` beside the checkout, each by
+    `local` where it has `folder`; then `hub` by `remote`. Raises `DataError` that names every place tried.
+    """
+    tried = []
+    for place in local_roots(root):
+        if (place / folder).is_dir():
+            return f"local parquet files, {folder}", local(place)
+        origin = "root" if root is not None else "$HADAMARD_DATA or ../shared/data"
+        tried.append(f"{place / folder} ({origin}) does not exist")
+    if root is None:
+        try:
+            return f"hub {hub}", remote()
+        except DataError:
+            raise
+        except Exception as error:  # whatever the hub's client raises: no network, offline, no such repository
+            reason = str(error).strip().partition("\n")[0]
+            tried.append(f"hub {hub!r} cannot be read ({type(error).__name__}: {reason})")
+    raise DataError(
+        f"task {name!r} is nowhere to be found: {'; '.join(tried)}. Set HADAMARD_DATA to a folder with "
+        f"{folder}/*.parquet, or allow the hub; the tasks 'embedded/…' need neither"
+    )
+
+
+def read_local(root: Path, folder: str, files: Mapping[str, str]) -> Found:
+    """The parquet files `root/folder/<stem>.parquet`; `files` maps split to stem."""
+    tables, places, digests = {}, {}, {}
+    for split, stem in files.items():
+        file = f"{folder}/{stem}.parquet"
+        tables[split], digests[file] = read_parquet(root, file)
+        places[split] = str(root / file)
+    return tables, places, digests
+
+
+def read_hub(
+    hub: str, config: str | None, splits: Mapping[str, str], *, label_names: bool = False
+) -> Found:
+    """The splits of a data set on the hub; `splits` maps ours to theirs, and those that the hub lacks are left out.
+
+    The files are those of the hub's local cache, named by the revision. With `label_names`, numbered labels become
+    the names that the hub gives them.
+    """
+    loaded = load_dataset(hub, config) if config else load_dataset(hub)
+    splits = {ours: theirs for ours, theirs in splits.items() if theirs in loaded}
+    if not splits:
+        raise DataError(f"hub {hub!r} has the splits {', '.join(map(repr, loaded))}; none of them is known here")
+    tables = {}
+    for split, theirs in splits.items():
+        table, label = loaded[theirs].with_format("arrow")[:], loaded[theirs].features.get("label")
+        if label_names and isinstance(label, ClassLabel):
+            names = [label.int2str(number) for number in table["label"].to_pylist()]
+            table = table.set_column(table.column_names.index("label"), "label", pa.array(names, pa.string()))
+        tables[split] = table
+    where = f"hub {hub}" + (f", {config}" if config else "")
+    places = {split: f"{where}, split {theirs}" for split, theirs in splits.items()}
+    cached = [Path(file["filename"]) for theirs in splits.values() for file in loaded[theirs].cache_files]
+    prefix = f"/{config}" if config else ""
+    digests = {f"{hub}@{file.parent.name}{prefix}/{file.name}": file_sha256(file) for file in cached}
+    return tables, places, digests
+
+
+def provenance(
+    origin: str, official: Mapping[str, int], rows: Mapping[str, int], files: Mapping[str, str], licence: str
+) -> dict[str, Any]:
+    """The record of a task's data; `subset` and `note` say which splits have fewer rows than the official ones."""
+    short = [
+        f"{split} {rows.get(split, 0):,} of {count:,} rows ({rows.get(split, 0) / count:.1%})"
+        for split, count in official.items()
+        if rows.get(split, 0) < count
+    ]
+    return {
+        "source": origin,
+        "files": dict(files),
+        "official_rows": dict(official),
+        "rows": dict(rows),
+        "subset": bool(short),
+        "note": f"subset: {'; '.join(short)}" if short else "",
+        "licence": licence,
+    }

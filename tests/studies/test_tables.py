@@ -1,0 +1,53 @@
+"""Tables from a store say what the runs in it say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.studies import history_table, score_table, vector_table
+
+
+@pytest.fixture
+def store(make_spec: Callable[..., ht.RunSpec], tmp_path: Path) -> ht.RunStore:
+    store = ht.RunStore(tmp_path / "store")
+    adapters = (ht.HeadOnly(), ht.Hadamard(layers=(0, 2)))
+    ht.sweep([make_spec(adapter=adapter, seed=seed) for adapter in adapters for seed in (0, 1)], store)
+    return store
+
+
+def test_tables_of_a_store(store: ht.RunStore) -> None:
+    scores = score_table(store)
+    assert scores[["method", "seed"]].values.tolist() == [["Hadamard", 0], ["Hadamard", 1], ["HeadOnly", 0], ["HeadOnly", 1]]
+    for row in scores.itertuples():
+        assert row.score == store.run(str(row.key)).metrics["test"]["accuracy"]
+        assert (row.metric, row.n, row.train_rows) == ("accuracy", 40, 48)
+
+    history = history_table(store)
+    one = history[(history["method"] == "Hadamard") & (history["seed"] == 1)]
+    run = store.run(str(one["key"].iloc[0]))
+    trained = one[one["split"] == "train"]
+    assert trained["value"].tolist() == run.history["loss"].tolist()
+    assert list(zip(trained["stage"], trained["epoch"], strict=True)) == [(1, 1), (1, 2), (2, 1)]
+    held_out = one[one["split"] == "validation"]
+    assert held_out["value"].tolist() == run.history["eval_accuracy"].tolist()
+
+    vectors = vector_table(store)
+    assert set(vectors["layer"]) == {0, 2}, "layers without an adapter have no rows"
+    assert len(vectors) == 2 * 2 * 2 * 16  # seeds, layers, vectors, coordinates
+    weight = vectors[(vectors["seed"] == 1) & (vectors["layer"] == 2) & (vectors["vector"] == "weight")]
+    np.testing.assert_array_equal(weight["value"], run.vectors()["attention_output.weight"][2])
+    assert weight["coordinate"].tolist() == list(range(16))
+    with pytest.raises(DataError, match="site='key'"):
+        vector_table(store, site="key")
+
+
+def test_an_empty_store_gives_empty_tables(tmp_path: Path) -> None:
+    empty = ht.RunStore(tmp_path)
+    assert score_table(empty).empty
+    assert history_table(empty).columns.tolist()[-2:] == ["metric", "value"]
