@@ -25,6 +25,7 @@ from .adapters.unipelt import (
     stacked_unipelt as stacked_unipelt,
 )
 from .backbones import backbone_from_config as backbone_from_config, load_backbone as load_backbone
+from .runs.large_sparse import large_sparse_plan as large_sparse_plan
 from .runs.run import run as run
 from .runs.spec import RunSpec as RunSpec
 from .runs.store import RunStore as RunStore

@@ -33,7 +33,9 @@ def check_choice(argument: str, value: object, allowed: Iterable[object]) -> Non
     """Raise `ArgumentError` unless `value` is one of `allowed`."""
     options = list(allowed)
     if value not in options:
-        raise ArgumentError(f"{argument}={value!r} is not allowed; choose one of {', '.join(map(repr, options))}")
+        raise ArgumentError(
+            f"{argument}={value!r} is not allowed; choose one of {', '.join(map(repr, options))}"
+        )
 
 
 def check_range(

@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a staging folder beside `target` that becomes `target` when the block ends well and vanishes when it does not.
+    """Yield a folder beside `target` that becomes `target` when the block ends well and vanishes when it does not.
 
     A folder that is already at `target` is replaced; a killed process leaves only a `.staging-*` sibling.
     """

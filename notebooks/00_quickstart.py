@@ -74,7 +74,7 @@ print(f"{trained:,} of {backbone:,} parameters: {100 * trained / backbone:.4f} %
 # training split; the test split is read once, at the end.
 
 # %%
-protocol = ht.protocols.hadamard() if profile == "paper" else ht.protocols.smoke()
+protocol = ht.protocols.hadamard() if profile == "paper" else ht.protocols.smoke(train_rows=256, epochs=4)
 outcome = ht.train(attachment, task, tokenizer, protocol, seed=0)
 {name: round(value, 2) for name, value in outcome.metrics["test"].items()}
 

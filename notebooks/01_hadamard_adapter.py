@@ -82,7 +82,7 @@ for placement in ("attention_output", "attention_heads"):
 
 # %%
 tasks = ["embedded/tweets-polarity", "embedded/products-intensity", "embedded/next-sentence"]
-two_stages = ht.protocols.hadamard(train_rows=1000) if profile == "paper" else ht.protocols.smoke()
+two_stages = ht.protocols.hadamard(train_rows=1000) if profile == "paper" else ht.protocols.smoke(train_rows=128, max_length=48)
 one_stage = replace(two_stages, head="trained", learning_rate=1e-4)
 methods = {
     ht.HeadOnly(): two_stages,

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hadamard_toolkit import sites
+from hadamard_toolkit import architectures, sites
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.sites import SITES, Part, Sites, head_parameters, unshare
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
 
 
 def test_every_architecture_of_the_design_has_a_table() -> None:
-    assert set(ARCHITECTURES) == set(sites.ARCHITECTURES)
+    assert set(ARCHITECTURES) == set(architectures.ARCHITECTURES)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -161,5 +161,5 @@ def test_a_table_that_does_not_fit_says_what_is_missing() -> None:
 def test_a_user_can_add_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("bert")
     model.config.model_type = "novel"
-    monkeypatch.setitem(sites.ARCHITECTURES, "novel", copy.copy(sites.ARCHITECTURES["bert"]))
+    monkeypatch.setitem(architectures.ARCHITECTURES, "novel", copy.copy(architectures.ARCHITECTURES["bert"]))
     assert Sites(model)(0, "query").path == "bert.encoder.layer.0.attention.self.query"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,24 +22,13 @@ from hadamard_toolkit.adapters.base import (
     adapter_from_dict,
     adapter_to_dict,
 )
+from hadamard_toolkit.adapters.files import FORMAT, read_config, read_state, stack_vectors, write_attachment
 from hadamard_toolkit.adapters.gates import listen
-from hadamard_toolkit.adapters.masking import (
-    BITS,
-    RECORD,
-    Kept,
-    Masking,
-    compact,
-    expand,
-    read_masks,
-    write_masks,
-)
+from hadamard_toolkit.adapters.masking import Kept, Masking, read_masks
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
-from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.sites import Sites, head_parameters, unshare, untie
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HOME = "hadamard_attachment"  # the submodule of the model that holds the adapter's modules
-FORMAT = 1
 
 
 class Attachment:
@@ -348,24 +335,7 @@ class Attachment:
             "head": type(self.model).__name__,
             "masks": self.masking is not None,
         }
-        target = Path(folder)
-        if target.is_dir():  # a run's folder that holds more than the adapter
-            self._write(target, config)
-            return
-        with atomic_folder(target) as staging:
-            self._write(staging, config)
-
-    def _write(self, folder: Path, config: dict[str, Any]) -> None:
-        state = self.stored_state()
-        if self.masking:
-            kept = self.masking.kept
-            write_masks(folder, kept, self.masking.record)
-            state = compact(state, kept)
-        else:
-            for name in (BITS, RECORD):  # of an earlier save
-                (folder / name).unlink(missing_ok=True)
-        atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        save_file(state, folder / WEIGHTS)
+        write_attachment(Path(folder), config, self.stored_state(), self.masking)
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int = 0) -> Attachment:
@@ -400,44 +370,6 @@ def load_attachment(model: PreTrainedModel, folder: str | Path, *, strict: bool 
         attachment.detach()
         raise
     return attachment
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `adapter_config.json` of a saved attachment; one clear error for a folder that is none."""
-    path = Path(folder) / CONFIG
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArgumentError(
-            f"folder={str(folder)!r} holds no saved attachment ({CONFIG} is missing)"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{CONFIG} in folder={str(folder)!r} is not valid JSON: {error}") from None
-    if config.get("format") != FORMAT:
-        kind = "a stock peft adapter" if "peft_type" in config else f"format {config.get('format')!r}"
-        raise DataError(
-            f"folder={str(folder)!r} holds {kind}; load_attachment reads format {FORMAT} of this toolkit"
-        )
-    return config
-
-
-def read_state(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a saved attachment by name, in full: entries that a mask has removed are zero."""
-    state = load_file(Path(folder) / WEIGHTS)
-    return expand(state, read_masks(Path(folder))[0]) if read_config(folder).get("masks") else state
-
-
-def stack_vectors(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray]:
-    """Stack the one-dimensional adapter and norm tensors of a state over `layers`; see `Attachment.vectors`."""
-    stacked: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        role, kind, *rest = name.split(".", 3)
-        if role in ("adapter", "norm") and kind == "layers" and value.ndim == 1:
-            layer, label = int(rest[0]), rest[1]
-            if label not in stacked:
-                stacked[label] = np.full((layers, value.numel()), np.nan, dtype=np.float32)
-            stacked[label][layer] = value.float().numpy()
-    return stacked
 
 
 def _full_name(label: str, insertion: Insertion, name: str) -> str:

@@ -17,7 +17,12 @@ from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choic
 from hadamard_toolkit.sites import Site, Sites
 
 ROLES = ("adapter", "norm", "gate", "head")
-NORMS = {"attention": ("attention_norm",), "output": ("ffn_norm",), "both": ("attention_norm", "ffn_norm"), None: ()}
+NORMS = {
+    "attention": ("attention_norm",),
+    "output": ("ffn_norm",),
+    "both": ("attention_norm", "ffn_norm"),
+    None: (),
+}
 Layers = str | tuple[int, ...]
 
 
@@ -33,7 +38,7 @@ class SiteModule(nn.Module):
         raise NotImplementedError
 
     def stored(self) -> dict[str, Tensor]:
-        """What a file keeps of this part, by name: its parameters, unless it has a smaller form of the same function."""
+        """What a file keeps of this part, by name: its parameters, or a smaller form of the same function."""
         return dict(self.named_parameters())
 
     def take_form(self, names: set[str]) -> None:
@@ -46,7 +51,9 @@ class SiteModule(nn.Module):
     def check_fold(self, site: Site) -> None:
         """Raise `UnsupportedError` unless `fold` works at `site`."""
         if type(self).fold is SiteModule.fold:
-            raise UnsupportedError(f"{type(self).__name__} at {site.name} is not linear in its input: it cannot be merged")
+            raise UnsupportedError(
+                f"{type(self).__name__} at {site.name} is not linear in its input: it cannot merge"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +155,9 @@ def adapter_from_dict(record: dict[str, Any]) -> Adapter:
     check_choice("adapter", name, REGISTRY)
     adapter = REGISTRY[name]
     known = [field.name for field in dataclasses.fields(adapter)]
-    for field in values:
-        check_choice(f"field of {name}", field, known)
-    return adapter(**{field: rich(value) for field, value in values.items()})
+    for given in values:
+        check_choice(f"field of {name}", given, known)
+    return adapter(**{given: rich(value) for given, value in values.items()})
 
 
 def check_layers(layers: Any) -> Layers:
@@ -158,7 +165,9 @@ def check_layers(layers: Any) -> Layers:
     if layers == "all":
         return "all"
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-        raise ArgumentError(f"layers={layers!r} is not allowed; give 'all' or the indices of layers, e.g. (0, 3, 7)")
+        raise ArgumentError(
+            f"layers={layers!r} is not allowed; give 'all' or the indices of layers, e.g. (0, 3, 7)"
+        )
     chosen = tuple(layers)
     for layer in chosen:
         if not isinstance(layer, int) or isinstance(layer, bool):
@@ -169,7 +178,9 @@ def check_layers(layers: Any) -> Layers:
 def check_targets(targets: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """Normalise a `targets` field to a tuple in the order of `allowed`."""
     if isinstance(targets, str) or not hasattr(targets, "__iter__") or not tuple(targets):
-        raise ArgumentError(f"targets={targets!r} is not allowed; give a tuple of sites, e.g. ({allowed[0]!r},)")
+        raise ArgumentError(
+            f"targets={targets!r} is not allowed; give a tuple of sites, e.g. ({allowed[0]!r},)"
+        )
     chosen = tuple(targets)
     for target in chosen:
         check_choice("targets", target, allowed)

@@ -9,8 +9,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from hadamard_toolkit.adapters.attachment import CONFIG, WEIGHTS, Attachment, attach
+from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import Adapter, norm_tunings
+from hadamard_toolkit.adapters.files import CONFIG, WEIGHTS
 from hadamard_toolkit.adapters.peft_formats import FORMATS, Tensors, with_norm
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import LayerNormTuning

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hadamard_toolkit.adapters.base import NORMS, Adapter, Declared, Layers, Tuning, check_layers, norm_tunings, register
+from hadamard_toolkit.adapters.base import (
+    NORMS,
+    Adapter,
+    Declared,
+    Layers,
+    Tuning,
+    check_layers,
+    norm_tunings,
+    register,
+)
 from hadamard_toolkit.errors import UnsupportedError, check_choice
 from hadamard_toolkit.sites import Sites
 
@@ -61,7 +70,11 @@ class BitFit(Adapter):
     """
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
-        found = [name for name in sites.base_parameters() if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")]
+        found = [
+            name
+            for name in sites.base_parameters()
+            if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")
+        ]
         if not found:
             kind = sites.model.config.model_type
             raise UnsupportedError(f"BitFit trains biases, and this {kind} backbone has none")

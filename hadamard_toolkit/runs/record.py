@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RECORD, HISTORY, PREDICTIONS = "run.json", "history.jsonl", "predictions.safetensors"
+ANSWERS = "answers.json"
 ADAPTER = "adapter_model.safetensors"
 KEPT = "kept"
 NOT_KEPT = "not kept: as large as the backbone; RunStore(folder, keep_full_weights=True) keeps them"
@@ -39,7 +40,11 @@ class Run:
     counts: index role; columns trained, stored, nonzero.
     times: seconds. info: `run_info`, `train_info` and `meta_info` of run.json, and `rows` per split.
     predictions: split -> {"logits": [rows, outputs], "labels": [rows], "rows": their positions in the split}, which
-        is what paired tests and bootstraps over examples need.
+        is what paired tests and bootstraps over examples need. Of a span task, instead of logits, "span" [rows, 2] (where
+        the predicted answer starts and ends in the context, in characters), its "score", and each metric row by row;
+        "labels" [rows, 2] are then the places of the first true answer.
+    answers: of a span task, split -> id of the question -> predicted answer; each split is a prediction file as SQuAD's
+        official script reads it. Empty for other tasks.
     folder: where it is stored, or None. attachment: the trained attachment, None when the run was read from a store.
     """
 
@@ -53,6 +58,7 @@ class Run:
     predictions: dict[str, dict[str, np.ndarray]] = field(repr=False)
     folder: Path | None = None
     attachment: Attachment | None = field(default=None, repr=False)
+    answers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     @property
     def key(self) -> str:
@@ -70,7 +76,8 @@ class Run:
     def restore(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
         """A fresh backbone with the stored adapter, norms and head: (model, tokenizer, attachment).
 
-        Needs the run's folder. Raises `DataError` where the weights were not kept (full fine-tuning).
+        Needs the run's folder. A backbone that was pretrained further for the run comes from the cache, or is made again.
+        Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach.
         """
         from hadamard_toolkit.adapters.attachment import load_attachment
         from hadamard_toolkit.backbones import load_backbone
@@ -80,6 +87,12 @@ class Run:
         model, tokenizer = load_backbone(
             self.spec.backbone, labels=task["labels"], head=task["head"], seed=self.spec.seed
         )
+        if steps := self.spec.protocol.pretraining:
+            from hadamard_toolkit.training.continued import adapt_again
+
+            adapt_again(
+                model, self.spec.backbone, self.spec.task, steps, self.info["meta_info"]["pretraining"]
+            )
         return model, tokenizer, load_attachment(model, folder)
 
     def _stored_folder(self) -> Path:
@@ -123,6 +136,8 @@ def write_run(run: Run, folder: Path, *, keep_full_weights: bool) -> None:
         for name, array in part.items()
     }
     save_file(arrays, folder / PREDICTIONS)
+    if run.answers:
+        atomic_write(folder / ANSWERS, json.dumps(run.answers, ensure_ascii=False, indent=1) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes files that only their owner may read; a store is shared
     atomic_write(folder / RECORD, json.dumps(run.to_record(), indent=1, allow_nan=False) + "\n")
@@ -157,6 +172,7 @@ def read_run(folder: Path) -> Run:
     try:
         history = [json.loads(line) for line in (folder / HISTORY).read_text("utf-8").splitlines()]
         arrays = load_file(folder / PREDICTIONS)
+        answers = json.loads((folder / ANSWERS).read_text("utf-8")) if (folder / ANSWERS).is_file() else {}
     except Exception as error:  # safetensors has an error class of its own
         raise DataError(f"the run in {folder} is damaged: {error}") from None
     predictions: dict[str, dict[str, np.ndarray]] = {}
@@ -175,6 +191,7 @@ def read_run(folder: Path) -> Run:
         info={name: record.get(name, {}) for name in ("rows", "run_info", "train_info", "meta_info")},
         predictions=predictions,
         folder=folder,
+        answers=answers,
     )
 
 
@@ -190,7 +207,7 @@ def is_subset(split: str, record: Mapping[str, Any]) -> bool:
 
 def stored_vectors(folder: Path) -> dict[str, np.ndarray]:
     """`Attachment.vectors` of a stored run, from its files alone."""
-    from hadamard_toolkit.adapters.attachment import read_config, read_state, stack_vectors
+    from hadamard_toolkit.adapters.files import read_config, read_state, stack_vectors
 
     config = read_config(_adapter_folder(folder))
     return stack_vectors(read_state(folder), config["backbone"]["layers"])
@@ -221,9 +238,13 @@ def method_name(adapter: Any) -> str:
 
 
 def describe(spec: RunSpec) -> str:
-    """The method of a run in one line: its adapter as code, and how it is pruned, if it is."""
-    adapter = label_of(spec.adapter)
-    return adapter if spec.sparsity is None else f"{adapter} {label_of(spec.sparsity)}"
+    """The method of a run in one line: its adapter as code, how it is pruned and on what it was pretrained, if so."""
+    parts = [label_of(spec.adapter)]
+    if spec.sparsity is not None:
+        parts.append(label_of(spec.sparsity))
+    if spec.protocol.pretraining:
+        parts.append(f"after {', '.join(label_of(step) for step in spec.protocol.pretraining)}")
+    return " ".join(parts)
 
 
 def label_of(value: Any) -> str:

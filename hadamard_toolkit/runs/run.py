@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ def _train(spec: RunSpec) -> Run:
     from hadamard_toolkit.adapters.attachment import attach
     from hadamard_toolkit.backbones import load_backbone
     from hadamard_toolkit.tasks.registry import load_task
+    from hadamard_toolkit.training.continued import adapt
     from hadamard_toolkit.training.loop import train
     from hadamard_toolkit.training.scoring import prune_for_run
 
@@ -65,7 +67,12 @@ def _train(spec: RunSpec) -> Run:
             model, tokenizer = load_backbone(
                 spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed
             )
-            attachment = attach(model, spec.adapter, seed=spec.seed)
+        pretraining: list[dict[str, Any]] = []
+        if spec.protocol.pretraining:
+            with _timed(times, "pretraining"):
+                pretraining = adapt(model, spec.backbone, task, spec.protocol.pretraining)
+                set_seed(spec.seed)  # the same state whether it was done or found
+        attachment = attach(model, spec.adapter, seed=spec.seed)
         on_step = None
         if spec.sparsity is not None:
             with _timed(times, "sparsify"):
@@ -76,7 +83,7 @@ def _train(spec: RunSpec) -> Run:
             attachment,
             task,
             tokenizer,
-            spec.protocol,
+            replace(spec.protocol, pretraining=()),
             seed=spec.seed,
             feature_store=_features(cache_folder() / "features"),
             on_step=on_step,
@@ -89,7 +96,10 @@ def _train(spec: RunSpec) -> Run:
             **_sparsity(attachment),
             "peak_memory": environment.peak_memory(),
         },
-        "meta_info": _meta(spec, task, attachment),
+        "meta_info": {
+            **_meta(spec, task, attachment),
+            **({"pretraining": pretraining} if pretraining else {}),
+        },
     }
     return Run(
         spec=spec,
@@ -100,6 +110,7 @@ def _train(spec: RunSpec) -> Run:
         times={**outcome.times, **times},
         info=info,
         predictions=_predictions(outcome),
+        answers=outcome.answers,
         attachment=attachment,
     )
 
@@ -153,12 +164,24 @@ def _meta(spec: RunSpec, task: Task, attachment: Attachment) -> dict[str, Any]:
 
 
 def _predictions(outcome: Outcome) -> dict[str, dict[str, np.ndarray]]:
-    """Per split the logits (float32), the true labels and the positions of the rows in their split."""
+    """Per split what was predicted, the true answers and the positions of the rows in their split; see `Run`."""
     return {
         split: {
-            "logits": np.asarray(logits, np.float32),
+            **_predicted(predicted, outcome.scores.get(split)),
             "labels": outcome.labels[split],
             "rows": outcome.rows[split],
         }
-        for split, logits in outcome.predictions.items()
+        for split, predicted in outcome.predictions.items()
+    }
+
+
+def _predicted(predicted: np.ndarray, scores: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """Logits in float32; of a span task the place and score of each answer, for its logits would fill a disk."""
+    if scores is None:
+        return {"logits": np.asarray(predicted, np.float32)}
+    by_row = {name: np.asarray(values, np.float32) for name, values in scores.items()}
+    return {
+        "span": predicted[:, :2].astype(np.int32),
+        "score": np.asarray(predicted[:, 2], np.float32),
+        **by_row,
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 from hadamard_toolkit.errors import ArgumentError, DataError
 
 Batch = Mapping[str, Tensor]
+TARGETS = ("labels", "start_positions")  # what a loss needs, and counts rows by
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +30,14 @@ class Batches(Sequence[Batch]):
             return given
         items = []
         for place, batch in enumerate(given or ()):
-            if not isinstance(batch, Mapping) or "labels" not in batch:
+            if not isinstance(batch, Mapping) or not any(name in batch for name in TARGETS):
                 keys = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
                 raise DataError(
-                    f"batches[{place}] is {keys}; each batch must be model inputs by name, with 'labels'"
+                    f"batches[{place}] is {keys}; each batch must be model inputs by name, with 'labels' (or "
+                    "'start_positions' and 'end_positions')"
                 )
             items.append({name: torch.as_tensor(value) for name, value in batch.items() if name != "row"})
-            if not len(items[-1]["labels"]):
+            if not _rows(items[-1]):
                 raise DataError(f"batches[{place}] is empty; each batch must hold at least one example")
         return cls(tuple(items))
 
@@ -48,14 +50,14 @@ class Batches(Sequence[Batch]):
     @property
     def examples(self) -> int:
         """Rows of all batches together."""
-        return sum(len(batch["labels"]) for batch in self.items)
+        return sum(map(_rows, self.items))
 
     def on(self, device: torch.device) -> Iterator[tuple[dict[str, Tensor], float]]:
         """Each batch on `device` with its share of all examples."""
         total = self.examples
         for batch in self.items:
             moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            yield moved, len(batch["labels"]) / total
+            yield moved, _rows(batch) / total
 
     def require(self, purpose: str) -> None:
         """Raise `ArgumentError` if there are none."""
@@ -79,3 +81,7 @@ class Batches(Sequence[Batch]):
             "sha256": digest.hexdigest() if self.items else None,
         }
         return {"data_seed": None, **self.origin, **found}
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(batch[name] for name in TARGETS if name in batch))

@@ -105,7 +105,9 @@ class _Measure:
         widths = dict(_widths(adapter))
         # prefixes and fusions have a `bottleneck` too, which sets the size of nothing that is masked
         self.widths = {
-            path: size for path, size in widths.items() if self._count(_put(adapter, path, 2 * size))[0] != now
+            path: size
+            for path, size in widths.items()
+            if self._count(_put(adapter, path, 2 * size))[0] != now
         }
         if not self.widths:
             raise UnsupportedError(f"{adapter} has no {' or '.join(SIZES)} that sets its number of weights")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -10,7 +12,7 @@ from hadamard_toolkit.runs.store import RunStore
 
 
 def score_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
-    """The headline score of every run: key, task, method, label, seed, metric, score, n (rows scored), train_rows, subset.
+    """Headline scores: key, task, method, label, seed, metric, score, n (rows scored), train_rows, subset.
 
     Sorted by task, method and seed. `score` is in natural units (accuracy 0..1, correlation -1..1).
     """
@@ -26,9 +28,10 @@ def history_table(store: RunStore) -> pd.DataFrame:
     `split` is `"validation"` with the headline metric, and `"train"` with the metric `"loss"`.
     """
     parts = []
-    for key in store.keys():
+    for key in store.load()["key"].unique():
         run = store.run(key)
-        fixed = {"key": key, "task": run.spec.task, "method": type(run.spec.adapter).__name__, "seed": run.spec.seed}
+        method = type(run.spec.adapter).__name__
+        fixed: dict[str, Any] = {"key": key, "task": run.spec.task, "method": method, "seed": run.spec.seed}
         place = run.history[["stage", "epoch"]].assign(**fixed)
         parts.append(place.assign(split="train", metric="loss", value=run.history["loss"]))
         if f"eval_{run.headline}" in run.history:
@@ -47,14 +50,14 @@ def vector_table(store: RunStore, *, site: str = "attention_output") -> pd.DataF
     Runs without vectors at that site are left out; `DataError` if none has any.
     """
     parts = []
-    for key in store.keys():
+    for key in store.load()["key"].unique():
         spec = store.run(key).spec
         for name, values in store.vectors(key).items():
             place, _, vector = name.partition(".")
             if place != site or vector not in ("weight", "bias"):
                 continue
             layer, coordinate = (axis.ravel() for axis in np.indices(values.shape))
-            fixed = {"key": key, "task": spec.task, "seed": spec.seed, "vector": vector}
+            fixed: dict[str, Any] = {"key": key, "task": spec.task, "seed": spec.seed, "vector": vector}
             columns = {"layer": layer, "coordinate": coordinate, "value": values.ravel()}
             parts.append(pd.DataFrame(columns).assign(**fixed).dropna())
     if not parts:

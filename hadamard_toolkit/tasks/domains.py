@@ -223,7 +223,9 @@ def _numbered(table: pa.Table, labels: tuple[str, ...], where: str) -> pa.Table:
     names = [str(label) for label in table["label"].to_pylist()]
     unknown = sorted({label for label in names if _plain(label) not in numbers})
     if unknown:
-        raise DataError(f"{where}: column 'label' has {unknown[0]!r}; allowed are {', '.join(map(repr, labels))}")
+        raise DataError(
+            f"{where}: column 'label' has {unknown[0]!r}; allowed are {', '.join(map(repr, labels))}"
+        )
     column = pa.array([numbers[_plain(label)] for label in names], pa.int64())
     return table.set_column(table.column_names.index("label"), "label", column)
 
@@ -235,5 +237,7 @@ def _plain(label: str) -> str:
 def shared_texts(splits: DatasetDict) -> dict[str, int]:
     """How many different texts each two splits share, e.g. `{"train/test": 93}`; pairs that share none are left out."""
     texts = {split: set(rows["text"]) for split, rows in splits.items()}
-    counts = {f"{one}/{other}": len(texts[one] & texts[other]) for one, other in itertools.combinations(texts, 2)}
+    counts = {
+        f"{one}/{other}": len(texts[one] & texts[other]) for one, other in itertools.combinations(texts, 2)
+    }
     return {pair: count for pair, count in counts.items() if count}

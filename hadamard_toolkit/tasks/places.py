@@ -41,7 +41,9 @@ def find(
             return f"hub {hub}", remote()
         except DataError:
             raise
-        except Exception as error:  # whatever the hub's client raises: no network, offline, no such repository
+        except (
+            Exception
+        ) as error:  # whatever the hub's client raises: no network, offline, no such repository
             reason = str(error).strip().partition("\n")[0]
             tried.append(f"hub {hub!r} cannot be read ({type(error).__name__}: {reason})")
     raise DataError(
@@ -60,9 +62,7 @@ def read_local(root: Path, folder: str, files: Mapping[str, str]) -> Found:
     return tables, places, digests
 
 
-def read_hub(
-    hub: str, config: str | None, splits: Mapping[str, str], *, label_names: bool = False
-) -> Found:
+def read_hub(hub: str, config: str | None, splits: Mapping[str, str], *, label_names: bool = False) -> Found:
     """The splits of a data set on the hub; `splits` maps ours to theirs, and those that the hub lacks are left out.
 
     The files are those of the hub's local cache, named by the revision. With `label_names`, numbered labels become
@@ -71,7 +71,9 @@ def read_hub(
     loaded = load_dataset(hub, config) if config else load_dataset(hub)
     splits = {ours: theirs for ours, theirs in splits.items() if theirs in loaded}
     if not splits:
-        raise DataError(f"hub {hub!r} has the splits {', '.join(map(repr, loaded))}; none of them is known here")
+        raise DataError(
+            f"hub {hub!r} has the splits {', '.join(map(repr, loaded))}; none of them is known here"
+        )
     tables = {}
     for split, theirs in splits.items():
         table, label = loaded[theirs].with_format("arrow")[:], loaded[theirs].features.get("label")

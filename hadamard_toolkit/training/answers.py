@@ -44,7 +44,9 @@ def compare(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str,
     The official numbers are the means of these in percent. Raises `DataError` unless each answer has its golds.
     """
     if len(answers) != len(golds) or not all(golds):
-        raise DataError(f"{len(answers)} answers and {len(golds)} lists of gold answers do not fit; each needs one or more")
+        raise DataError(
+            f"{len(answers)} answers and {len(golds)} lists of gold answers do not fit; each needs one or more"
+        )
     return {
         name: np.array(
             [max(rule(answer, gold) for gold in given) for answer, given in zip(answers, golds, strict=True)]

@@ -41,7 +41,9 @@ class Kind(Protocol):
         """What `forward` needs beside its inputs to return a loss."""
         ...
 
-    def predict(self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
+    def predict(
+        self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int
+    ) -> np.ndarray:
         """Predictions in row order, one line each, in evaluation mode."""
         ...
 
@@ -78,7 +80,9 @@ class Labelled:
     def targets(self, batch: Batch) -> Batch:
         return {"labels": batch["labels"]}
 
-    def predict(self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
+    def predict(
+        self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int
+    ) -> np.ndarray:
         return evaluation.predict(accelerator, model, source, batch_size)
 
     def score(self, names: Sequence[str], predictions: np.ndarray, rows: Rows) -> dict[str, float]:

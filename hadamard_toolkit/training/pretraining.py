@@ -48,7 +48,9 @@ class ContinuedPretraining:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text:
-            raise ArgumentError(f"text={self.text!r} is not allowed; give 'task', a domain or the name of a task")
+            raise ArgumentError(
+                f"text={self.text!r} is not allowed; give 'task', a domain or the name of a task"
+            )
         check_choice("precision", self.precision, PRECISIONS)
         least = {"epochs": 1, "batch_size": 1, "max_length": 8, "seed": 0, "rows": 2}
         for name, bound in least.items():
@@ -78,7 +80,9 @@ def read_steps(value: object) -> tuple[ContinuedPretraining, ...]:
     if isinstance(value, ContinuedPretraining):
         return (value,)
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ArgumentError(f"pretraining={value!r} is not allowed; give ContinuedPretraining(…) steps, e.g. (tapt(),)")
+        raise ArgumentError(
+            f"pretraining={value!r} is not allowed; give ContinuedPretraining(…) steps, e.g. (tapt(),)"
+        )
     return tuple(_read_step(step) for step in value)
 
 

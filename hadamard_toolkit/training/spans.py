@@ -54,7 +54,11 @@ class Questions:
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         return [
-            {"row": row, "labels": self.labels[row], **{key: values[row] for key, values in self.inputs.items()}}
+            {
+                "row": row,
+                "labels": self.labels[row],
+                **{key: values[row] for key, values in self.inputs.items()},
+            }
             for row in rows
         ]
 
@@ -91,9 +95,13 @@ class Spans:
 
     cacheable = False
 
-    def __init__(self, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+    def __init__(
+        self, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+    ) -> None:
         if tuple(columns) != ("question", "context"):
-            raise ArgumentError(f"text_columns={tuple(columns)!r} is not allowed; a span task has ('question', 'context')")
+            raise ArgumentError(
+                f"text_columns={tuple(columns)!r} is not allowed; a span task has ('question', 'context')"
+            )
         if not tokenizer.is_fast:
             raise UnsupportedError(
                 f"{type(tokenizer).__name__} does not say where its tokens stand in the text; span tasks need a fast one"
@@ -141,7 +149,9 @@ class Spans:
     def targets(self, batch: Batch) -> Batch:
         return {"start_positions": batch["labels"][:, 0], "end_positions": batch["labels"][:, 1]}
 
-    def predict(self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
+    def predict(
+        self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int
+    ) -> np.ndarray:
         def step(batch: Batch) -> Tensor:
             output, places = model(**inputs_of(batch)), batch["labels"]
             start, end = output.start_logits.float(), output.end_logits.float()
@@ -155,7 +165,10 @@ class Spans:
 
     def score(self, names: Sequence[str], predictions: np.ndarray, rows: Rows) -> dict[str, float]:
         _, found = self.by_row(predictions, rows)
-        return {**{name: float(found[name].mean()) for name in names}, "loss": float(predictions[:, 3].mean())}
+        return {
+            **{name: float(found[name].mean()) for name in names},
+            "loss": float(predictions[:, 3].mean()),
+        }
 
     def truth(self, rows: Any) -> np.ndarray:
         truth: np.ndarray = rows.truth
@@ -176,12 +189,19 @@ class Spans:
                 f"{self.stride + special + 2}, so that every window moves on"
             )
         encoded = self.tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [offsets[longest - 1][1] if len(offsets) > longest else None for offsets in encoded["offset_mapping"]]
+        ends = [
+            offsets[longest - 1][1] if len(offsets) > longest else None
+            for offsets in encoded["offset_mapping"]
+        ]
         return [question[:end] for question, end in zip(questions, ends, strict=True)]
 
     def _nowhere(self, ids: np.ndarray) -> int:
         """The place of [CLS], or the first one where a tokenizer has none."""
-        return int(np.argmax(ids == self.tokenizer.cls_token_id)) if self.tokenizer.cls_token_id is not None else 0
+        return (
+            int(np.argmax(ids == self.tokenizer.cls_token_id))
+            if self.tokenizer.cls_token_id is not None
+            else 0
+        )
 
 
 def best_spans(start: Tensor, end: Tensor, bounds: Tensor, longest: int = LONGEST_ANSWER) -> Tensor:
@@ -230,6 +250,10 @@ def _locate(offsets: np.ndarray, context: str, start: int, stop: int) -> tuple[i
     start, stop = start + len(answer) - len(answer.lstrip()), stop - len(answer) + len(answer.rstrip())
     if start >= stop or not len(offsets) or offsets[0, 0] > start or offsets[-1, 1] < stop:
         return None
-    first = int(np.searchsorted(offsets[:, 1], start, side="right"))  # the first token that ends behind the start
-    last = int(np.searchsorted(offsets[:, 0], stop, side="left")) - 1  # the last token that starts before the end
+    first = int(
+        np.searchsorted(offsets[:, 1], start, side="right")
+    )  # the first token that ends behind the start
+    last = (
+        int(np.searchsorted(offsets[:, 0], stop, side="left")) - 1
+    )  # the last token that starts before the end
     return (first, last) if first <= last else None

@@ -29,7 +29,9 @@ def attach_random(model: PreTrainedModel, adapter: ht.Hadamard, seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.parameters("adapter"):
-            parameter.data = parameter.double() + 0.3 * torch.randn(parameter.shape, generator=generator).double()
+            parameter.data = (
+                parameter.double() + 0.3 * torch.randn(parameter.shape, generator=generator).double()
+            )
     return attachment
 
 
@@ -51,7 +53,10 @@ def test_formula(width: int, rows: int, vectors: tuple[str, ...]) -> None:
         bias = torch.randn(width)
         module.bias.data = bias
     by_hand = torch.tensor(
-        [[[float(weight[j] * hidden[i, t, j] + bias[j]) for j in range(width)] for t in range(3)] for i in range(rows)]
+        [
+            [[float(weight[j] * hidden[i, t, j] + bias[j]) for j in range(width)] for t in range(3)]
+            for i in range(rows)
+        ]
     )
     torch.testing.assert_close(module(hidden, hidden).detach(), by_hand)
 
@@ -107,7 +112,9 @@ def test_a_constant_added_to_b_changes_nothing_behind_a_post_norm() -> None:
 
 
 @pytest.mark.parametrize("placement", ["attention_output", "attention_heads"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)]
+)
 def test_merge_error_by_dtype(placement: str, dtype: torch.dtype, tolerance: float) -> None:
     model = tiny_model("bert").to(dtype)
     attachment = attach_random(model, ht.Hadamard(placement=placement))

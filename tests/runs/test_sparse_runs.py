@@ -31,7 +31,9 @@ def test_a_spec_has_one_spelling_of_its_sparsity(make_spec: MakeSpec) -> None:
     again = RunSpec.from_dict(json.loads(spec.to_json()))
     assert again.sparsity == SNIP
     named = make_spec(sparsity=Sparsity("random", 0, maskable=["norms", "vectors"]))  # type: ignore[arg-type]
-    assert RunSpec.from_dict(named.to_dict()).sparsity == Sparsity("random", 0.0, maskable=("norms", "vectors"))
+    assert RunSpec.from_dict(named.to_dict()).sparsity == Sparsity(
+        "random", 0.0, maskable=("norms", "vectors")
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,10 @@ def test_a_spec_has_one_spelling_of_its_sparsity(make_spec: MakeSpec) -> None:
         ({"when": "later"}, "when='later'"),
         ({"control": "dense"}, "control='dense'"),
         ({"when": "gradual"}, "scorer='snip' is not allowed with when='gradual'"),
-        ({"when": "gradual", "scorer": "magnitude", "rounds": 2}, "rounds=2 is not allowed with when='gradual'"),
+        (
+            {"when": "gradual", "scorer": "magnitude", "rounds": 2},
+            "rounds=2 is not allowed with when='gradual'",
+        ),
         ({"begin": 0.8}, "end=0.7 is not allowed"),
     ],
 )
@@ -108,7 +113,9 @@ def test_seeds_of_weights_and_data_are_free_of_each_other(make_spec: MakeSpec) -
 @pytest.mark.filterwarnings("ignore:nothing stays")
 def test_controls_run_like_any_other_spec(make_spec: MakeSpec, control: str, tmp_path: Path) -> None:
     plain = run(make_spec(adapter=ADAPTER, sparsity=SNIP)).attachment
-    spec = make_spec(adapter=ADAPTER, sparsity=Sparsity("snip", 0.6, examples=16, batch_size=8, control=control))
+    spec = make_spec(
+        adapter=ADAPTER, sparsity=Sparsity("snip", 0.6, examples=16, batch_size=8, control=control)
+    )
     attachment = run(spec, tmp_path / "runs").attachment
     assert plain is not None
     assert attachment is not None
@@ -137,3 +144,23 @@ def test_more_examples_than_training_rows_is_a_recorded_failure(make_spec: MakeS
     with pytest.raises(ArgumentError, match="examples=320 is not allowed; there are 48"):
         run(make_spec(adapter=ADAPTER, sparsity=Sparsity("snip", 0.5)), tmp_path)
     assert len(RunStore(tmp_path).failed()) == 1
+
+
+def test_the_large_sparse_comparison_is_a_plan_of_equal_budgets(make_spec: MakeSpec) -> None:
+    given = make_spec()
+    protocol, slow = given.protocol, ht.Protocol(learning_rate=1e-5)
+    adapter = ht.Houlsby(init="normal")
+    specs = ht.large_sparse_plan(
+        768, adapter, backbone=given.backbone, task=["sst2", "rte"], protocol=protocol, sparsity=SNIP,
+        full_protocol=slow, seeds=range(2),
+    )  # fmt: skip
+    shares = [0.0, 0.5, 0.75, 0.875]
+    rows = [(s.adapter, s.sparsity.sparsity if s.sparsity else 0.0, s.protocol) for s in specs[:10:2]]
+    sparse = [
+        (ht.Houlsby(bottleneck=4 * 2**i, init="normal"), share, protocol) for i, share in enumerate(shares)
+    ]
+    assert rows == [*sparse, (ht.FullFineTuning(), 0.0, slow)]
+    assert [(spec.task, spec.seed) for spec in specs] == [
+        (t, s) for t in ("sst2", "rte") for _ in rows for s in (0, 1)
+    ]
+    assert all(spec.sparsity is None or spec.sparsity.examples == SNIP.examples for spec in specs)

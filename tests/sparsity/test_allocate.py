@@ -18,7 +18,13 @@ SHAPES = st.lists(
 SPARSITY = st.one_of(st.floats(0, 0.999), st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.9, 0.999]))
 
 
-@given(SHAPES, SPARSITY, st.sampled_from(["global", "tensor", "layer"]), st.sampled_from(["snip", "erdos-renyi"]), st.data())
+@given(
+    SHAPES,
+    SPARSITY,
+    st.sampled_from(["global", "tensor", "layer"]),
+    st.sampled_from(["snip", "erdos-renyi"]),
+    st.data(),
+)
 def test_realised_density_is_the_requested_one_to_one_entry(
     shapes_: list[tuple[int, ...]], sparsity: float, scope: str, scorer: str, data: st.DataObject
 ) -> None:

@@ -30,7 +30,9 @@ def test_houlsby_on_bert_base_with_biases() -> None:
 
 
 @pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("adapter", [ht.Houlsby(init="normal"), ht.LoRA(init="normal"), ht.Pfeiffer(init="normal")])
+@pytest.mark.parametrize(
+    "adapter", [ht.Houlsby(init="normal"), ht.LoRA(init="normal"), ht.Pfeiffer(init="normal")]
+)
 def test_the_pairs_meet_the_budget_exactly_when_they_are_used(adapter: ht.Houlsby, biases: bool) -> None:
     budget = 701
     found = ht.large_sparse(budget, adapter, tiny_model("bert"), biases=biases)

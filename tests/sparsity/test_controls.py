@@ -61,7 +61,9 @@ def test_a_control_attaches_with_its_own_weights() -> None:
     shuffled = control(masks, "shuffled")
     placed = shuffled.apply(attached(seed=3))
     placed.remove()
-    assert all(torch.equal(v, attached(seed=3).state_dict()[k]) for k, v in placed.attachment.state_dict().items())
+    assert all(
+        torch.equal(v, attached(seed=3).state_dict()[k]) for k, v in placed.attachment.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(

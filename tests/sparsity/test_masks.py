@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.optim import SGD, AdamW, Optimizer
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.adapters.attachment import read_state
+from hadamard_toolkit.adapters.files import read_state
 from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError
 from hadamard_toolkit.runs.record import stored_vectors
 from hadamard_toolkit.training.protocol import Protocol
@@ -139,8 +139,8 @@ def test_a_full_training_run_with_best_epoch_and_reload(head: str, precision: st
 def test_a_failed_run_keeps_the_masks() -> None:
     attachment = ht.attach(tiny_bert(), ht.Houlsby(bottleneck=4, init="normal"))
     masks = ht.sparsify(attachment, scorer="random", sparsity=0.5)
+    protocol = Protocol(**{**TRAINING, "learning_rate": 1e30, "clip": None, "warmup": 0.0})
     with pytest.raises(TrainingError):
-        protocol = Protocol(**{**TRAINING, "learning_rate": 1e30, "clip": None, "warmup": 0.0})
         ht.train(attachment, tiny_task(), tiny_tokenizer(), protocol)
     assert not pruned(attachment, masks).any()
 
@@ -179,8 +179,8 @@ def test_save_stores_kept_entries_only_and_reloads_exactly(name: str, tmp_path: 
 
     reloaded = ht.load_attachment(attachment.detach(), tmp_path / "sparse")
     assert torch.equal(reloaded.model(**tiny_batch()).logits, logits)
-    assert reloaded.count()[["stored", "nonzero"]].equals(ht.Masks.of(reloaded).attachment.count()[["stored", "nonzero"]])
-    assert reloaded.count().loc["adapter", "nonzero"] == attached(ADAPTERS[name]).count().loc["adapter", "stored"] - masks.removed
+    dense = attached(ADAPTERS[name]).count().loc["adapter", "stored"]
+    assert (reloaded.count().loc["adapter", ["stored", "nonzero"]] == dense - masks.removed).all()
     reloaded.save(tmp_path / "again")
     for file in (tmp_path / "sparse").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -201,7 +201,10 @@ def test_a_sparse_file_is_as_much_smaller_as_it_should_be(tmp_path: Path) -> Non
 
     masks.remove()
     attachment.save(tmp_path / "sparse")
-    assert {path.name for path in (tmp_path / "sparse").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "sparse").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert weight(tmp_path / "sparse") == weight(tmp_path / "dense")
 
 

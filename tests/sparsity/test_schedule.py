@@ -34,14 +34,18 @@ def test_masks_narrow_exactly_and_in_time() -> None:
                 parameter += 0.01 * torch.randn(parameter.shape, generator=noise) * before.kept[name]
         unsettled = gradual(step, 100, NEVER)
         now = ht.Masks.of(attachment)
-        assert all((mask <= before.kept[name]).all() for name, mask in now.kept.items()), "once removed, removed"
+        assert all((mask <= before.kept[name]).all() for name, mask in now.kept.items()), (
+            "once removed, removed"
+        )
         assert not pruned(attachment, now).any()
         assert unsettled == (step < 80)
         history.append(now.removed)
         before = now
     changes = [step for step in range(2, 101) if history[step - 1] != history[step - 2]]
     assert changes == [30, 40, 50, 60, 70, 80]
-    assert [history[step - 1] for step in changes] == [round(gradual.target(step, 100) * entries) for step in changes]
+    assert [history[step - 1] for step in changes] == [
+        round(gradual.target(step, 100) * entries) for step in changes
+    ]
     assert history[-1] == round(0.8 * entries)
     values = torch.cat([p.detach().abs().flatten() for p in gradual.parameters.values()])
     kept = torch.cat([mask.flatten() for mask in before.kept.values()])
@@ -104,7 +108,9 @@ def test_stage_one_does_not_prune_and_failure_puts_everything_back() -> None:
         return False
 
     two = Protocol(**{**TRAINING.to_dict(), "head": "first-then-frozen", "head_epochs": 3, "epochs": 2})
-    ht.train(ht.attach(tiny_bert(), ht.Houlsby(bottleneck=4)), tiny_task(), tiny_tokenizer(), two, on_step=on_step)
+    ht.train(
+        ht.attach(tiny_bert(), ht.Houlsby(bottleneck=4)), tiny_task(), tiny_tokenizer(), two, on_step=on_step
+    )
     assert calls == [(step, 10) for step in range(1, 11)]
 
     attachment = ht.attach(tiny_bert(), ht.Houlsby(bottleneck=4, init="normal"))

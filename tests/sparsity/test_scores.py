@@ -23,7 +23,9 @@ SMALL: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate
 DATA = batches(3, 2)
 
 
-def scores(attachment: ht.Attachment, scorer: str, data: Any = (), *, seed: int = 0, kept: Any = None) -> Scores:
+def scores(
+    attachment: ht.Attachment, scorer: str, data: Any = (), *, seed: int = 0, kept: Any = None
+) -> Scores:
     parameters = {name: target.parameter for name, target in targets(attachment).items()}
     kept = kept or {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
     with scoring(attachment, list(parameters.values())):
@@ -172,7 +174,7 @@ def test_erdos_renyi_closed_form_with_caps() -> None:
     low = erdos_renyi(shapes, 25)
     factor = 25 / (4 + 24 + 20 + 6)
     assert low == pytest.approx({name: factor * value for name, value in raw.items()})
-    # 80 kept: factor 80/54 > 1, so "small" and "vector" (raw 1 and 1.2) are full, and (80 - 9) / (24 + 20) for the others
+    # 80 kept: factor 80/54 > 1, so "small" and "vector" (raw 1 and 1.2) are full, and the others share what is left
     high = erdos_renyi(shapes, 80)
     factor = (80 - 9) / (24 + 20)
     assert high == pytest.approx({"small": 1.0, "vector": 1.0, "wide": factor * 0.3, "square": factor * 0.2})
@@ -184,7 +186,9 @@ def test_erdos_renyi_closed_form_with_caps() -> None:
 def test_the_cut_into_batches_does_not_matter(scorer: str) -> None:
     attachment = double(ht.Houlsby(bottleneck=2, init="normal"))
     [whole] = batches(6)
-    parts = [{key: value[start:end] for key, value in whole.items()} for start, end in ((0, 4), (4, 5), (5, 6))]
+    parts = [
+        {key: value[start:end] for key, value in whole.items()} for start, end in ((0, 4), (4, 5), (5, 6))
+    ]
     one, three = (flat(scores(attachment, scorer, data)) for data in ([whole], parts))
     assert torch.allclose(one, three, rtol=1e-9, atol=1e-15)
 

@@ -23,7 +23,12 @@ def store(make_spec: Callable[..., ht.RunSpec], tmp_path: Path) -> ht.RunStore:
 
 def test_tables_of_a_store(store: ht.RunStore) -> None:
     scores = score_table(store)
-    assert scores[["method", "seed"]].values.tolist() == [["Hadamard", 0], ["Hadamard", 1], ["HeadOnly", 0], ["HeadOnly", 1]]
+    assert scores[["method", "seed"]].values.tolist() == [
+        ["Hadamard", 0],
+        ["Hadamard", 1],
+        ["HeadOnly", 0],
+        ["HeadOnly", 1],
+    ]
     for row in scores.itertuples():
         assert row.score == store.run(str(row.key)).metrics["test"]["accuracy"]
         assert (row.metric, row.n, row.train_rows) == ("accuracy", 40, 48)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, TrainingError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import stages
 from hadamard_toolkit.training.features import FeatureStore
@@ -307,7 +307,7 @@ def test_requests_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ArgumentError, match="seed=-1"):
         go(attachment, seed=-1)
     span = dataclasses.replace(tiny_task(), kind="span", labels=(), metric="f1", metrics=("f1",))
-    with pytest.raises(UnsupportedError, match="'span'"):
+    with pytest.raises(ArgumentError, match="needs 2 of a span head"):
         go(attachment, span)
 
 

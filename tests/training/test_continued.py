@@ -1,0 +1,430 @@
+"""Continued pretraining: masking, text, the step itself, its cache, and its place in specs and records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+from hadamard_toolkit.runs.run import run
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.tasks import Task
+from hadamard_toolkit.tasks.base import in_memory
+from hadamard_toolkit.training import continued, protocols
+from hadamard_toolkit.training.continued import CORPORA, adapt, gather
+from hadamard_toolkit.training.loop import train
+from hadamard_toolkit.training.masked import NOT_CHOSEN, MaskedText
+from hadamard_toolkit.training.pretraining import ContinuedPretraining
+from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.protocols import dapt, tapt
+from tests.architectures import tiny_config
+from tests.runs.conftest import PROTOCOL, data_root  # noqa: F401 (a fixture)
+from tests.training.tiny import tiny_bert
+
+PAIRS = {"sun": "warm", "moon": "cold", "sea": "blue", "wood": "green"}
+WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *PAIRS, *PAIRS.values(), *(f"w{n}" for n in range(40))]
+STEP = ContinuedPretraining(epochs=4, learning_rate=5e-3, batch_size=16, max_length=16)
+
+
+def mask_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, `[CLS] a [SEP]`, with a mask token."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **names,
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+TOKENIZER = mask_tokenizer()
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Seven words; the second tells the fourth, the others are among eight of the vocabulary."""
+    chance, found = random.Random(seed), []
+    for _ in range(count):
+        word, rest = chance.choice([*PAIRS]), chance.choices(WORDS[13:21], k=5)
+        found.append(" ".join([rest[0], word, rest[1], PAIRS[word], *rest[2:]]))
+    return found
+
+
+def text_task(train: list[str], test: list[str]) -> Task:
+    rows = {
+        name: in_memory({"text": texts, "label": [row % 2 for row in range(len(texts))]})
+        for name, texts in (("train", train), ("test", test))
+    }
+    return Task("pairs", DatasetDict(rows), ("text",), "classification", ("a", "b"), "accuracy")
+
+
+TASK = text_task(sentences(400, 0), sentences(20, 1))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT without any head, in a folder."""
+    folder = tmp_path_factory.mktemp("backbones") / "tiny"
+    tiny_bert(vocab_size=len(WORDS)).base_model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return str(folder)
+
+
+def base_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.base_model.named_parameters()}
+
+
+# masking -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0.05, 0.5), st.integers(0, 2**31))
+def test_a_share_of_the_tokens_is_chosen_and_most_of_them_are_masked(share: float, seed: int) -> None:
+    kind = MaskedText(TOKENIZER, share=share, max_length=64)
+    rows = kind.encode(in_memory({"text": [" ".join(random.Random(seed).choices(WORDS[5:], k=62))] * 64}))
+    torch.manual_seed(seed)
+    batch = kind.collate(rows.__getitems__(range(64)))
+    ids, labels = batch["input_ids"], batch["labels"]
+    before = torch.tensor(rows.inputs["input_ids"])
+    chosen = labels != NOT_CHOSEN
+    n = 64 * 62
+    assert abs(chosen.sum() / n - share) < 5 * (share * (1 - share) / n) ** 0.5
+    assert torch.equal(labels[chosen], before[chosen])
+    assert torch.equal(ids[~chosen], before[~chosen])
+    assert not chosen[:, [0, -1]].any()
+    masked = ids[chosen] == TOKENIZER.mask_token_id
+    kept = ids[chosen] == before[chosen]
+    spread = 5 * (0.25 / int(chosen.sum())) ** 0.5
+    assert abs(masked.float().mean() - (0.8 + 0.1 / len(WORDS))) < spread  # a random token may be [MASK]
+    assert abs(kept.float().mean() - (0.1 + 0.1 / len(WORDS))) < spread
+
+
+def test_masks_are_new_in_training_and_the_same_in_every_evaluation() -> None:
+    kind = MaskedText(TOKENIZER, max_length=16, seed=3)
+    rows = kind.encode(in_memory({"text": sentences(64, 0)}))
+    one, two = (kind.collate(rows.__getitems__(range(64)))["labels"] for _ in range(2))
+    assert not torch.equal(one, two)
+    model = tiny_bert(head="masked-lm", vocab_size=len(WORDS))
+    accelerator = continued.open_accelerator(Protocol())
+    first, second = (kind.predict(accelerator, model, kind.source(rows), 16) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert kind.score((), first, rows)["loss"] == pytest.approx(first[:, 0].sum() / first[:, 1].sum())
+
+
+def test_padding_is_never_chosen_and_a_batch_is_never_without_a_choice() -> None:
+    kind = MaskedText(TOKENIZER, share=1e-9, max_length=16)
+    rows = kind.encode(in_memory({"text": ["w1", "w1 w2 w3 w4"]}))
+    batch = kind.collate(rows.__getitems__([0, 1]))
+    assert (batch["labels"] != NOT_CHOSEN).sum() == 1
+    assert (batch["input_ids"] == TOKENIZER.mask_token_id).sum() == 1
+    everything = MaskedText(TOKENIZER, share=1 - 1e-9, max_length=16).collate(rows.__getitems__([0, 1]))
+    assert ((everything["labels"] != NOT_CHOSEN).sum(1)).tolist() == [1, 4]
+
+
+def test_long_texts_are_cut_into_pieces_without_loss() -> None:
+    words = [f"w{n % 40}" for n in range(50)]
+    rows = MaskedText(TOKENIZER, max_length=16).encode(in_memory({"text": [" ".join(words), "w1", ""]}))
+    assert rows.lengths == [16, 16, 16, 10, 3]
+    pieces = [ids[1:-1] for ids in rows.inputs["input_ids"][:4]]
+    assert TOKENIZER.convert_ids_to_tokens([token for piece in pieces for token in piece]) == words
+
+
+# the text ----------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_different_training_text_and_never_test_text() -> None:
+    task = text_task(["a", "b", " b ", "c", "", "d", "e"], ["c", "z"])
+    corpus = gather(ContinuedPretraining(), task)
+    assert sorted(corpus.texts + corpus.held_out) == ["a", "b", "d", "e"]
+    assert len(corpus.held_out) == 1
+    assert corpus.record["test_texts_dropped"] == 1
+    assert corpus.record["origin"] == [{"task": "pairs", "source": None, "files": None, "note": None}]
+    other = gather(ContinuedPretraining(seed=1), task)
+    assert sorted(other.texts + other.held_out) == ["a", "b", "d", "e"]
+    assert other.record["sha256"] != corpus.record["sha256"]
+    with pytest.raises(DataError, match="text='task' has 1 texts"):
+        gather(ContinuedPretraining(), text_task(["a", "b"], ["b", "c"]))
+
+
+def test_rows_limit_the_text_and_held_out_text_is_apart() -> None:
+    corpus = gather(ContinuedPretraining(rows=40), TASK)
+    assert (len(corpus.texts), len(corpus.held_out)) == (40, 2)
+    assert not set(corpus.texts) & set(corpus.held_out)
+    assert set(corpus.texts) <= set(TASK.splits["train"]["text"])
+
+
+def test_columns_of_a_pair_are_texts_of_their_own() -> None:
+    rows = {
+        name: in_memory({"q": [f"{name} q"] * 2, "c": [f"{name} c"] * 2, "label": [0, 1]})
+        for name in ("train", "test")
+    }
+    task = Task("two", DatasetDict(rows), ("q", "c"), "classification", ("a", "b"), "accuracy")
+    corpus = gather(ContinuedPretraining(), task)
+    assert sorted(corpus.texts + corpus.held_out) == ["train c", "train q"]
+
+
+def test_a_domain_is_the_training_text_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str) -> Task:
+        asked.append(name)
+        return text_task([f"{name} {n}" for n in range(5)], ["never"])
+
+    monkeypatch.setattr(continued, "load_task", load)
+    corpus = gather(dapt("cs"), TASK)
+    assert asked == ["acl-arc", "scierc"] == list(CORPORA["cs"])
+    assert sorted(corpus.texts + corpus.held_out) == sorted(f"{name} {n}" for name in asked for n in range(5))
+    gather(dapt("SST-2"), TASK)
+    assert asked[2:] == ["sst2"]
+    with pytest.raises(ArgumentError, match="text='poetry' is not allowed; choose one of 'task', 'biomed'"):
+        gather(dapt("poetry"), TASK)
+
+
+# the step ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_the_base_changes_and_the_head_of_the_task_stays(
+    backbone: str, tmp_path: Path
+) -> None:
+    model, _ = ht.load_backbone(backbone, labels=3, seed=5)
+    before, head = base_of(model), model.classifier.weight.detach().clone()
+    torch.manual_seed(1)
+    (record,) = adapt(model, backbone, TASK, (STEP,), folder=tmp_path)
+    assert record["loss_after"] < record["loss_before"] - 0.5
+    assert record["train_loss"][-1] < record["train_loss"][0] - 0.5
+    after = base_of(model)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert torch.equal(model.classifier.weight, head)
+    with torch.no_grad():
+        assert torch.isfinite(model(**TOKENIZER("w1 sun", return_tensors="pt")).logits).all()
+
+
+def test_the_record_tells_the_text_the_training_and_the_fresh_head(backbone: str, tmp_path: Path) -> None:
+    model, _ = ht.load_backbone(backbone)
+    (record,) = adapt(
+        model, backbone, TASK, (dataclasses.replace(STEP, rows=100, epochs=1),), folder=tmp_path
+    )
+    different = len(set(TASK.splits["train"]["text"]) - set(TASK.splits["test"]["text"]))
+    assert record["rows"] == min(100, different - record["held_out_rows"])
+    assert record["tokens"] == (7 + 2) * record["rows"]
+    assert record["updates"] == -(-record["rows"] // 16)
+    assert len(record["sha256"]) == len(record["weights_sha256"]) == 64
+    assert record["fresh_head"] is True
+    assert "tied to the word embeddings" in record["note"]
+    assert record["settings"]["mask_share"] == 0.15
+    assert record["reused"] is False
+    json.dumps(record)
+
+
+def test_a_checkpoint_with_a_head_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "with-head"
+    tiny_bert(head="masked-lm", vocab_size=len(WORDS)).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    model, _ = ht.load_backbone(str(folder))
+    (record,) = adapt(
+        model, str(folder), TASK, (dataclasses.replace(STEP, rows=20, epochs=1),), folder=tmp_path / "kept"
+    )
+    assert (record["fresh_head"], record["note"]) == (False, "")
+
+
+def test_what_was_done_once_is_read_and_trains_nothing(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = ht.load_backbone(backbone, labels=2)
+    two, _ = ht.load_backbone(backbone, head="span", seed=9)
+    short = dataclasses.replace(STEP, rows=50, epochs=1)
+    (first,) = adapt(one, backbone, TASK, (short,), folder=tmp_path)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(continued, "train_stage", never)
+    (second,) = adapt(two, backbone, TASK, (short,), folder=tmp_path)
+    assert second["reused"] is True
+    assert {**second, "reused": False} == first
+    left, right = base_of(one), base_of(two)
+    assert all(torch.equal(left[name], right[name]) for name in right if "pooler" not in name)
+    for change in ({"mask_share": 0.3}, {"epochs": 2}, {"seed": 1}, {"rows": 51}):
+        with pytest.raises(AssertionError, match="trained again"):
+            adapt(two, backbone, TASK, (dataclasses.replace(short, **change),), folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [first["key"]]
+
+
+def test_damaged_weights_are_made_again_to_the_byte(backbone: str, tmp_path: Path) -> None:
+    short = dataclasses.replace(STEP, rows=50, epochs=1)
+    model, _ = ht.load_backbone(backbone)
+    (first,) = adapt(model, backbone, TASK, (short,), folder=tmp_path)
+    (tmp_path / first["key"] / continued.WEIGHTS).write_bytes(b"half")
+    torch.manual_seed(99)
+    fresh, _ = ht.load_backbone(backbone)
+    (again,) = adapt(fresh, backbone, TASK, (short,), folder=tmp_path)
+    assert again["reused"] is False
+    assert again["weights_sha256"] == first["weights_sha256"]
+
+
+def test_two_steps_go_on_from_one_another_and_share_the_first(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = text_task([f"{text} w0" for text in sentences(200, 7)], ["never"])
+    monkeypatch.setattr(continued, "load_task", lambda name: domain)
+    short = {"epochs": 1, "max_length": 16, "learning_rate": 5e-3, "batch_size": 16}
+    only, _ = ht.load_backbone(backbone)
+    (alone,) = adapt(only, backbone, TASK, (dapt("news", **short),), folder=tmp_path)
+    both, _ = ht.load_backbone(backbone)
+    first, second = adapt(both, backbone, TASK, (dapt("news", **short), tapt(**short)), folder=tmp_path)
+    assert first == {**alone, "reused": True}
+    assert (
+        second["loss_before"] < alone["loss_before"] - 0.2
+    )  # it starts where the first ended, head included
+    assert second["fresh_head"] is True
+    words = "embeddings.word_embeddings.weight"
+    assert not torch.equal(base_of(only)[words], base_of(both)[words])
+
+
+@pytest.mark.parametrize(
+    "architecture", ["roberta", "mpnet", "distilbert", "albert", "electra", "modernbert"]
+)
+def test_other_architectures_adapt_too(architecture: str, tmp_path: Path) -> None:
+    config = tiny_config(architecture, vocab_size=len(WORDS), pad_token_id=0)
+    ht.backbone_from_config(config).base_model.save_pretrained(tmp_path / "backbone")
+    TOKENIZER.save_pretrained(tmp_path / "backbone")
+    model, _ = ht.load_backbone(str(tmp_path / "backbone"))
+    before = base_of(model)
+    adapt(
+        model,
+        str(tmp_path / "backbone"),
+        TASK,
+        (dataclasses.replace(STEP, rows=20, epochs=1),),
+        folder=tmp_path / "kept",
+    )
+    changed = {name for name, value in base_of(model).items() if not torch.equal(value, before[name])}
+    assert {name for name in set(before) - changed if "pooler" not in name} <= {
+        "embeddings.token_type_embeddings.weight"
+    }
+
+
+def test_what_cannot_be_pretrained_is_refused_by_name(tmp_path: Path, backbone: str) -> None:
+    ht.backbone_from_config(tiny_config("gpt2", vocab_size=len(WORDS))).base_model.save_pretrained(
+        tmp_path / "gpt2"
+    )
+    TOKENIZER.save_pretrained(tmp_path / "gpt2")
+    model, _ = ht.load_backbone(str(tmp_path / "gpt2"))
+    with pytest.raises(UnsupportedError, match="'gpt2' has no head 'masked-lm'"):
+        adapt(model, str(tmp_path / "gpt2"), TASK, (STEP,), folder=tmp_path / "kept")
+    plain = mask_tokenizer()
+    plain.mask_token = None
+    with pytest.raises(ArgumentError, match="has no mask token"):
+        MaskedText(plain)
+    attachment = ht.attach(tiny_bert(vocab_size=len(WORDS)), ht.HeadOnly())
+    with pytest.raises(ArgumentError, match=r"before attach and a protocol without pretraining"):
+        train(attachment, TASK, TOKENIZER, Protocol(pretraining=(tapt(),)))
+    assert not (tmp_path / "kept").exists() or not [p for p in (tmp_path / "kept").iterdir() if p.is_dir()]
+
+
+# specs, runs and records -------------------------------------------------------------------------------------------
+
+
+def spec(**changes: Any) -> RunSpec:
+    return RunSpec("minilm-l6", "sst2", ht.Hadamard(), Protocol(**changes))
+
+
+def test_keys_change_with_pretraining_and_stay_without() -> None:
+    assert "pretraining" not in spec().to_json()
+    assert "stride" not in spec().to_json()
+    assert spec(pretraining=()).key == spec(stride=None).key == spec().key
+    different = [
+        (tapt(),),
+        (tapt(epochs=4),),
+        (dapt("reviews"),),
+        (dapt("reviews"), tapt()),
+        (tapt(), dapt("reviews")),
+    ]
+    assert len({spec().key, *(spec(pretraining=steps).key for steps in different)}) == 6
+    assert spec(pretraining=tapt(learning_rate=1)).key == spec(pretraining=(tapt(learning_rate=1.0),)).key
+    assert len({spec(stride=stride).key for stride in (None, 0, 32)}) == 3
+
+
+def test_protocols_with_steps_are_values() -> None:
+    protocol = protocols.hadamard(pretraining=[dapt("news", rows=10), tapt()])
+    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
+    assert hash(Protocol.from_dict(protocol.to_dict())) == hash(protocol)
+    assert RunSpec.from_dict(spec(pretraining=(tapt(),)).to_dict()) == spec(pretraining=(tapt(),))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Protocol(pretraining="tapt"), "pretraining='tapt' is not allowed"),
+        (lambda: Protocol(pretraining=("tapt",)), "pretraining has the step 'tapt'"),
+        (lambda: Protocol(pretraining=({"texts": "task"},)), "field of ContinuedPretraining='texts'"),
+        (lambda: tapt(mask_share=1.0), "mask_share=1.0 is not allowed"),
+        (lambda: tapt(epochs=0), "epochs=0 is not allowed"),
+        (lambda: tapt(epochs=1.5), "epochs=1.5 is not allowed; it must be a whole number"),
+        (lambda: tapt(rows=1), "rows=1 is not allowed"),
+        (lambda: tapt(learning_rate="fast"), "learning_rate='fast' is not allowed"),
+        (lambda: tapt(precision="fp16"), "precision='fp16' is not allowed"),
+        (lambda: dapt(""), "text='' is not allowed"),
+    ],
+)
+def test_bad_steps_are_refused_by_name(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make()
+
+
+def test_a_run_records_its_pretraining_and_can_be_restored(
+    backbone: str,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    monkeypatch.setenv("HADAMARD_DATA", str(data_root))
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "cache"))
+    steps = (tapt(epochs=1, max_length=16, learning_rate=5e-3, rows=40),)
+    plain = RunSpec(backbone, "sst2", ht.Hadamard(), PROTOCOL)
+    adapted = dataclasses.replace(plain, protocol=dataclasses.replace(PROTOCOL, pretraining=steps))
+    store = RunStore(tmp_path / "runs")
+    before, after = run(plain, store), run(adapted, store)
+    assert "pretraining" not in before.info["meta_info"]
+    (record,) = store.run(adapted.key).info["meta_info"]["pretraining"]
+    assert (record["text"], record["rows"], record["reused"]) == ("task", 40, False)
+    assert record["origin"][0]["task"] == "sst2"
+    assert record["origin"][0]["files"]
+    assert after.times["pretraining"] > 0
+    other_seed = run(dataclasses.replace(adapted, seed=1), store)
+    assert other_seed.info["meta_info"]["pretraining"][0]["reused"] is True
+    table = store.load()
+    assert set(table["pretraining"]) == {"", "task"}
+    assert table.query("pretraining == 'task'")["label"].str.contains("after ContinuedPretraining").all()
+
+    rows = TOKENIZER("w1 sun", return_tensors="pt")
+    stored = store.run(adapted.key)
+    with torch.no_grad():
+        wanted = after.attachment.model(**rows).logits
+        assert torch.equal(stored.restore()[0](**rows).logits, wanted)
+        shutil.rmtree(tmp_path / "cache" / "pretraining")
+        assert torch.equal(stored.restore()[0](**rows).logits, wanted)  # made again
+    shutil.rmtree(tmp_path / "cache" / "pretraining")
+    monkeypatch.setenv("HADAMARD_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match=r"is not in .*, and cannot be made again: task 'sst2' is nowhere"):
+        stored.restore()
