@@ -52,7 +52,7 @@ class SiteModule(nn.Module):
         """Raise `UnsupportedError` unless `fold` works at `site`."""
         if type(self).fold is SiteModule.fold:
             raise UnsupportedError(
-                f"{type(self).__name__} at {site.name} is not linear in its input: it cannot merge"
+                f"{type(self).__name__} at {site.name} is not linear in its input: it cannot be merged"
             )
 
 

@@ -40,9 +40,9 @@ class Run:
     counts: index role; columns trained, stored, nonzero.
     times: seconds. info: `run_info`, `train_info` and `meta_info` of run.json, and `rows` per split.
     predictions: split -> {"logits": [rows, outputs], "labels": [rows], "rows": their positions in the split}, which
-        is what paired tests and bootstraps over examples need. Of a span task, instead of logits, "span" [rows, 2] (where
-        the predicted answer starts and ends in the context, in characters), its "score", and each metric row by row;
-        "labels" [rows, 2] are then the places of the first true answer.
+        is what paired tests and bootstraps over examples need. Of a span task, instead of logits, "span" [rows, 2]
+        (where the predicted answer starts and ends in the context, in characters), its "score", and each metric row
+        by row; "labels" [rows, 2] are then the places of the first true answer.
     answers: of a span task, split -> id of the question -> predicted answer; each split is a prediction file as SQuAD's
         official script reads it. Empty for other tasks.
     folder: where it is stored, or None. attachment: the trained attachment, None when the run was read from a store.
@@ -76,8 +76,8 @@ class Run:
     def restore(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
         """A fresh backbone with the stored adapter, norms and head: (model, tokenizer, attachment).
 
-        Needs the run's folder. A backbone that was pretrained further for the run comes from the cache, or is made again.
-        Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach.
+        Needs the run's folder. A backbone that was pretrained further for the run comes from the cache, or is made
+        again. Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach.
         """
         from hadamard_toolkit.adapters.attachment import load_attachment
         from hadamard_toolkit.backbones import load_backbone

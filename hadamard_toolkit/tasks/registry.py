@@ -52,8 +52,8 @@ def load_task(
     written `domains/ChemProt`) or one of the `embedded/…` suite.
 
     `root` is a folder with local data, in the layouts of `glue.load`, `squad.load` and `domains.load` (which also say
-    where else they are looked for); the embedded suite needs none and ignores it. `limit` keeps at most so many training rows, or so many rows of each
-    split in a mapping, drawn by `seed`.
+    where else they are looked for); the embedded suite needs none and ignores it. `limit` keeps at most so many
+    training rows, or so many rows of each split in a mapping, drawn by `seed`.
 
     Raises `ArgumentError` for an unknown name or a bad limit, `DataError` for data that are missing or do not fit,
     `DownloadError` where the embedded suite is out of reach.

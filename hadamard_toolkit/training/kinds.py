@@ -6,7 +6,7 @@ The loop asks an object of this module and knows no kind itself. `Labelled` serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +23,14 @@ from hadamard_toolkit.training.protocol import Protocol as TrainingProtocol
 class Kind(Protocol):
     """The strategy of one kind of task.
 
-    Attributes: `cacheable`, whether the head can read one cached vector per row; `collate`, rows to a batch.
+    Attribute: `cacheable`, whether the head can read one cached vector per row.
     """
 
     cacheable: bool
-    collate: Callable[[Any], Batch]
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Some encoded rows as one batch, with their `row` and `labels`."""
+        ...
 
     def encode(self, rows: Dataset) -> Any:
         """Rows of a task, tokenised. `select(positions)` of the result gives some of them."""
@@ -69,7 +72,10 @@ class Labelled:
         self, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: TrainingProtocol
     ) -> None:
         self.columns, self.tokenizer, self.max_length = columns, tokenizer, protocol.max_length
-        self.collate = Padding(tokenizer)
+        self._pad = Padding(tokenizer)
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        return self._pad(rows)
 
     def encode(self, rows: Dataset) -> Any:
         return tokenise(rows, self.columns, self.tokenizer, self.max_length)

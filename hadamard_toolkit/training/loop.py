@@ -93,7 +93,7 @@ def train(
     _check_task(task, attachment)
     stages = plan(attachment, protocol)
     parts = draw(task.splits, protocol, seed)
-    kind: Kind = (Spans if task.kind == "span" else Labelled)(task.text_columns, tokenizer, protocol)
+    kind = _kind_of(task, tokenizer, protocol)
     data = _Data(task, kind, parts)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
@@ -130,6 +130,12 @@ def train(
         answers={name: answers for name, (answers, _) in by_row.items() if answers},
         scores={name: scores for name, (_, scores) in by_row.items() if scores},
     )
+
+
+def _kind_of(task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Kind:
+    if task.kind == "span":
+        return Spans(task.text_columns, tokenizer, protocol)
+    return Labelled(task.text_columns, tokenizer, protocol)
 
 
 def plan(attachment: Attachment, protocol: Protocol) -> list[Stage]:
@@ -242,7 +248,7 @@ def _train_head(
 
 
 def _evaluate(run: Run, data: _Data, features: _Features | None) -> dict[str, np.ndarray]:
-    """Predictions of the selected weights on validation and test; from features when nothing but the head was trained."""
+    """Predictions of the selected weights on validation and test; from features where the head alone was trained."""
     names = [name for name in data.parts if name != "train"]
     model, size = run.attachment.model, run.protocol.eval_batch_size
     if features is None or any(run.attachment.parameters(role) for role in ADAPTER_ROLES):

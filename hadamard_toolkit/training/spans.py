@@ -104,7 +104,7 @@ class Spans:
             )
         if not tokenizer.is_fast:
             raise UnsupportedError(
-                f"{type(tokenizer).__name__} does not say where its tokens stand in the text; span tasks need a fast one"
+                f"{type(tokenizer).__name__} does not say where its tokens stand in the text; a span task needs that"
             )
         self.tokenizer, self.max_length = tokenizer, protocol.max_length
         self.stride = protocol.max_length // 3 if protocol.stride is None else protocol.stride

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import DatasetDict
@@ -34,7 +35,7 @@ from hadamard_toolkit.training.pretraining import ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.protocols import dapt, tapt
 from tests.architectures import tiny_config
-from tests.runs.conftest import PROTOCOL, data_root  # noqa: F401 (a fixture)
+from tests.runs.conftest import PROTOCOL
 from tests.training.tiny import tiny_bert
 
 PAIRS = {"sun": "warm", "moon": "cold", "sea": "blue", "wood": "green"}
@@ -394,11 +395,15 @@ def test_bad_steps_are_refused_by_name(make: Callable[[], Any], message: str) ->
 
 def test_a_run_records_its_pretraining_and_can_be_restored(
     backbone: str,
-    data_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HADAMARD_DATA", str(data_root))
+    folder = tmp_path / "data" / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    for stem, split in (("train", "train"), ("dev", "test")):
+        rows = TASK.splits[split].rename_column("text", "sentence")
+        pq.write_table(rows.with_format("arrow")[:], folder / f"{stem}.parquet")
+    monkeypatch.setenv("HADAMARD_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "cache"))
     steps = (tapt(epochs=1, max_length=16, learning_rate=5e-3, rows=40),)
     plain = RunSpec(backbone, "sst2", ht.Hadamard(), PROTOCOL)

@@ -139,7 +139,7 @@ def test_windows_share_the_stride_and_cover_the_context() -> None:
     assert max(questions.lengths) == 16
     assert starts == [number * (sizes[0] - 4) for number in range(len(starts))]
     assert starts[-1] + sizes[-1] == len(every)
-    assert sizes[0] == 16 - len("[CLS] the film [SEP]".split())
+    assert sizes[0] == 16 - len(["[CLS]", "the", "film", "[SEP]"])
     for window, (_, _, begin, end) in enumerate(questions.labels):
         assert end - begin == sizes[window]
 
