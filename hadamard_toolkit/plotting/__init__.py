@@ -2,16 +2,19 @@
 
 from hadamard_toolkit.plotting.export import Saved, save, table_hash
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
+from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
 from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
 
 __all__ = [
     "WIDTHS",
     "Saved",
     "centred",
+    "density_by_layer",
     "frame",
     "looks",
     "new_figure",
     "save",
+    "score_against_sparsity",
     "score_by_method",
     "style",
     "table_hash",

@@ -36,16 +36,21 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     The seed is set before anything is built: on one machine, with the same number of threads, the same spec gives
     the same bytes on the CPU.
     """
+    from accelerate import PartialState
+
     if store is None:
         return _train(spec)
     store = as_store(store)
     if spec in store:
         return store.run(spec.key)
     try:
-        return store.add(_train(spec))
+        done = _train(spec)
     except Exception as error:
         store.add_failure(spec, error)
         raise
+    if PartialState().is_main_process:  # of several that train one run together, one records it
+        store.add(done)
+    return done
 
 
 def _train(spec: RunSpec) -> Run:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,3 +227,26 @@ def test_metric_that_is_no_number_survives_as_nan(make_spec: MakeSpec, tmp_path:
     text = (tmp_path / "s" / finished.key / "run.json").read_text()
     assert "NaN" not in text
     assert np.isnan(RunStore(tmp_path / "s").run(finished.key).metrics["test"]["loss"])
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_record(make_spec: MakeSpec, tmp_path: Path, repository: Path) -> None:
+    spec = make_spec()
+    small = ("epochs", "head_epochs", "train_rows", "validation_rows", "test_rows", "max_length")
+    changes = [word for name in small for word in ("--set", f"{name}={getattr(spec.protocol, name)!r}")]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("-m", "hadamard_toolkit.cli", "run", "--backbone", spec.backbone, "--task", spec.task),
+            *("--protocol", "smoke", "--store", str(tmp_path / "store"), *changes),
+        ],
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    store = RunStore(tmp_path / "store")
+    [key] = store.keys()
+    assert store.run(key).info["train_info"]["processes"] == 2
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]

@@ -1,0 +1,173 @@
+"""The support table of `docs/support.md`, computed: `python -m tests.adapters.support > docs/support.md`.
+
+Every registered adapter, as it comes, is attached to a tiny model of every architecture, run, merged and exported; what
+raises `UnsupportedError` is listed with its reason. A new adapter gets its row by being registered.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.base import REGISTRY, Adapter
+from hadamard_toolkit.errors import UnsupportedError
+from tests.adapters.life import LABELS, counts_on_bert_base, logits, shake
+from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+
+NEED_FIELDS: dict[str, Adapter] = {  # those that have no defaults
+    "AdapterFusion": ht.AdapterFusion(("a", "b")),
+    "Stack": ht.Stack(ht.LoRA(), ht.LayerNormTuning()),
+}
+NAMED = {"AdapterFusion": '`AdapterFusion(("a", "b"))`', "Stack": "`Stack(LoRA(), LayerNormTuning())`"}
+SWITCHED: dict[str, Adapter] = {
+    '`Hadamard(placement="attention_heads")`': ht.Hadamard(placement="attention_heads"),
+    '`PromptTuning(position="front")`': ht.PromptTuning(position="front"),
+    "`prompt_unipelt()`": ht.prompt_unipelt(),
+    "`ia3_prefix_bottleneck()`": ht.ia3_prefix_bottleneck(),
+    "`stacked_unipelt()`": ht.stacked_unipelt(),
+}
+HEADER = """\
+<!-- Generated from the tests: python -m tests.adapters.support > docs/support.md -->
+
+# What works where
+
+Every adapter with its defaults, on every architecture. ✓: it attaches, runs, gets gradients, and `detach` gives the
+model back bit for bit; a number: it is refused for this reason (`UnsupportedError`, before anything is changed).
+*Identity*: the logits of the freshly attached model are the base model's, bit for bit. *Merges*: `attachment.merge()`
+gives a plain model with the same logits to 1e-5 (where no part is inserted, there is nothing to fold). *To peft*:
+`ht.export_peft` writes a folder in stock peft's format, and `ht.import_peft` reads it back with the same logits. Both hold
+on all architectures that are not named. Parameters: trained and stored on BERT-base, without the head.
+"""
+
+
+@dataclass
+class Row:
+    """What was seen of one method, by architecture where it may differ; refusals hold their reason."""
+
+    works: dict[str, str | None] = field(default_factory=dict)
+    identity: set[bool] = field(default_factory=set)
+    merges: dict[str, str | None] = field(default_factory=dict)
+    exports: dict[str, str | None] = field(default_factory=dict)
+
+
+def defaults() -> dict[str, Adapter]:
+    """Every registered adapter as it comes, by its name."""
+    return {name: NEED_FIELDS.get(name) or REGISTRY[name]() for name in sorted(REGISTRY)}
+
+
+def methods() -> dict[str, Adapter]:
+    """What the rows are called -> the adapter: all that are registered, then the same with some switches set."""
+    return {NAMED.get(name, f"`{name}`"): adapter for name, adapter in defaults().items()} | SWITCHED
+
+
+def observe(adapter: Adapter, architectures: tuple[str, ...] = ARCHITECTURES) -> Row:
+    """Attach, run, merge and export on a tiny model of each architecture."""
+    row = Row()
+    for architecture in architectures:
+        model = tiny_model(architecture)
+        row.works[architecture] = _refusal(partial(_run, row), model, adapter)
+        if row.works[architecture] is None:
+            row.merges[architecture] = _refusal(_merge, model, adapter)
+            row.exports[architecture] = _refusal(_export, model, adapter)
+    return row
+
+
+def _refusal(
+    attempt: Callable[[PreTrainedModel, Adapter], None], model: PreTrainedModel, adapter: Adapter
+) -> str | None:
+    try:
+        attempt(model, adapter)
+    except UnsupportedError as error:
+        return str(error).replace(str(adapter), "it")
+    return None
+
+
+def _run(row: Row, model: PreTrainedModel, adapter: Adapter) -> None:
+    before, weights = logits(model), {name: value.clone() for name, value in model.state_dict().items()}
+    attachment = ht.attach(model, adapter)
+    row.identity.add(torch.equal(logits(model), before))
+    model(**tiny_batch(), labels=LABELS).loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in attachment.parameters())
+    attachment.detach()
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def _merge(model: PreTrainedModel, adapter: Adapter) -> None:
+    attachment = ht.attach(model, adapter)
+    try:
+        shake(attachment)
+        expected = logits(model)
+        attachment.merge()
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    finally:
+        attachment.detach()
+
+
+def _export(model: PreTrainedModel, adapter: Adapter) -> None:
+    attachment = ht.attach(model, adapter)
+    try:
+        shake(attachment)
+        expected = logits(model)
+        with tempfile.TemporaryDirectory() as folder:
+            ht.export_peft(attachment, Path(folder) / "peft")
+            attachment.detach()
+            attachment = ht.import_peft(model, Path(folder) / "peft")
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    finally:
+        attachment.detach()
+
+
+class Notes:
+    """Reasons, each numbered when it is first cited."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def cite(self, reason: str) -> str:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return f"[{self.reasons.index(reason) + 1}]"
+
+
+def _everywhere(seen: dict[str, str | None], notes: Notes) -> str:
+    """`✓`, `–` with the first reason if all architectures refuse, or which of them do and why."""
+    refused = {architecture: reason for architecture, reason in seen.items() if reason is not None}
+    if not refused:
+        return "✓"
+    if len(refused) == len(seen):
+        return f"– {notes.cite(next(iter(refused.values())))}"
+    where: dict[str, list[str]] = {}
+    for architecture, reason in refused.items():
+        where.setdefault(notes.cite(reason), []).append(architecture)
+    return "✓, not " + ", ".join(f"{', '.join(names)} {number}" for number, names in where.items())
+
+
+def support_table() -> str:
+    """The text of `docs/support.md`."""
+    notes = Notes()
+    columns = ["method", *ARCHITECTURES, "identity", "merges", "to peft", "trained", "stored"]
+    lines = [columns, ["---", *[":-:"] * len(ARCHITECTURES), ":-:", "---", "---", "--:", "--:"]]
+    for name, adapter in methods().items():
+        row = observe(adapter)
+        assert len(row.identity) == 1, f"{name} is the identity on some architectures only"
+        counts = counts_on_bert_base(adapter)
+        trained, stored = (sum(counts[role][i] for role in counts if role != "head") for i in (0, 1))
+        cells = ["✓" if reason is None else notes.cite(reason) for reason in row.works.values()]
+        identity = "✓" if row.identity == {True} else "–"
+        everywhere = [_everywhere(seen, notes) for seen in (row.merges, row.exports)]
+        lines.append([name, *cells, identity, *everywhere, f"{trained:,}", f"{stored:,}"])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    reasons = "\n".join(f"{number}. {reason}" for number, reason in enumerate(notes.reasons, start=1))
+    return f"{HEADER}\n{table}\n\nReasons:\n\n{reasons}\n"
+
+
+if __name__ == "__main__":
+    print(support_table(), end="")

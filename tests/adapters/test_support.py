@@ -1,0 +1,14 @@
+"""The documentation says what the tests saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.adapters.support import support_table
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "support.md"
+
+
+def test_the_documented_support_is_the_real_one() -> None:
+    written = DOCS.read_text(encoding="utf-8")
+    assert support_table() == written, "run: python -m tests.adapters.support > docs/support.md"
