@@ -74,7 +74,8 @@ def load_backbone(
                     config=config,
                     dtype=torch.float32,
                     use_safetensors=True,
-                    ignore_mismatched_sizes=head != "masked-lm",  # a stored head of other labels is replaced below
+                    # a stored head for other labels is replaced below
+                    ignore_mismatched_sizes=head != "masked-lm",
                     output_loading_info=True,
                     local_files_only=offline,
                     trust_remote_code=False,

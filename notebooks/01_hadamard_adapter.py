@@ -46,7 +46,9 @@ for name, adapter in variants.items():
         bert = ht.backbone_from_config(BertConfig())
     total = sum(parameter.numel() for parameter in bert.base_model.parameters())
     trained = ht.attach(bert, adapter).count().drop(index="head")["trained"].sum()
-    rows.append({"method": name, "trained": f"{trained:,}", "% of the backbone": f"{100 * trained / total:.4f}"})
+    rows.append(
+        {"method": name, "trained": f"{trained:,}", "% of the backbone": f"{100 * trained / total:.4f}"}
+    )
 pd.DataFrame(rows).set_index("method")
 
 # %% [markdown]
@@ -82,7 +84,11 @@ for placement in ("attention_output", "attention_heads"):
 
 # %%
 tasks = ["embedded/tweets-polarity", "embedded/products-intensity", "embedded/next-sentence"]
-two_stages = ht.protocols.hadamard(train_rows=1000) if profile == "paper" else ht.protocols.smoke(train_rows=128, max_length=48)
+two_stages = (
+    ht.protocols.hadamard(train_rows=1000)
+    if profile == "paper"
+    else ht.protocols.smoke(train_rows=128, max_length=48)
+)
 one_stage = replace(two_stages, head="trained", learning_rate=1e-4)
 methods = {
     ht.HeadOnly(): two_stages,
@@ -108,7 +114,9 @@ ht.studies.score_table(store).pivot_table(index="task", columns="method", values
 curves = ht.studies.history_table(store)
 curves = curves[curves["split"] == "validation"].assign(task=curves["task"].str.removeprefix("embedded/"))
 figure = ht.plotting.training_curves(curves)
-ht.plotting.save(figure, "hadamard_training_curves", table=curves, caption="Two-stage training on held-out rows")
+ht.plotting.save(
+    figure, "hadamard_training_curves", table=curves, caption="Two-stage training on held-out rows"
+)
 figure
 
 # %% [markdown]
@@ -124,7 +132,10 @@ reference = ht.RunStore("../data/reference_runs")
 scores = ht.studies.score_table(reference)
 scores = scores[scores["method"].isin(names)]
 cells = scores.groupby(["task", "metric", "method"])["score"].agg(["mean", "std", "count"])
-cells["shown"] = [f"{m:.3f} ± {s:.3f} ({n:.0f})" for m, s, n in cells[["mean", "std", "count"]].itertuples(index=False)]
+cells["shown"] = [
+    f"{mean:.3f} ± {spread:.3f} ({n:.0f})" if n > 1 else f"{mean:.3f} ({n:.0f})"
+    for mean, spread, n in cells[["mean", "std", "count"]].itertuples(index=False)
+]
 table = cells["shown"].unstack("method")[names].fillna("not run")
 print("mean ± sd (seeds) of the headline metric on test rows; accuracy or Spearman's ρ")
 print(table.rename(index=lambda task: task.removeprefix("embedded/"), level=0).to_string())
@@ -205,10 +216,14 @@ figure
 moved = vectors.assign(value=vectors["value"] - (vectors["vector"] == "weight"))
 mean = moved.groupby(["key", "layer", "vector"])["value"].transform("mean")
 moved["value"] = moved["value"].where(moved["vector"] == "weight", moved["value"] - mean)
-rms = moved.groupby(["vector", "layer"])["value"].agg(lambda v: float(np.sqrt((v**2).mean()))).unstack("layer")
+rms = (
+    moved.groupby(["vector", "layer"])["value"].agg(lambda v: float(np.sqrt((v**2).mean()))).unstack("layer")
+)
 print(rms.round(3).to_string())
 for vector, row in rms.iterrows():
-    print(f"{vector}: moves most in layer {row.idxmax()}, least in layer {row.idxmin()} ({row.max() / row.min():.1f} times as far)")
+    print(
+        f"{vector}: moves most in layer {row.idxmax()}, least in layer {row.idxmin()} ({row.max() / row.min():.1f} times as far)"
+    )
 
 # %% [markdown]
 # **Finding.** The two stages lift the head alone on SST-2 by the margin printed above, and on the embedded tasks by the interval printed

@@ -39,7 +39,16 @@ _SHAPES: dict[str, dict[str, object]] = {
         "max_position_embeddings": 40,
         "eos_token_id": 2,
     },
-    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "eos_token_id": 2, "decoder_start_token_id": 0},
+    "t5": {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 0,
+    },
     "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 40},
     "llama": {**_BERT, "num_key_value_heads": 1},
 }

@@ -185,7 +185,9 @@ def test_a_stored_head_is_replaced_by_a_fresh_one(folder: Path) -> None:
         assert not (first.classifier.weight == 7).any()
         assert torch.equal(first.classifier.weight, again.classifier.weight)
         assert not torch.equal(first.classifier.weight, other.classifier.weight)
-        assert torch.equal(first.bert.embeddings.word_embeddings.weight, plain.bert.embeddings.word_embeddings.weight)
+        assert torch.equal(
+            first.bert.embeddings.word_embeddings.weight, plain.bert.embeddings.word_embeddings.weight
+        )
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:

@@ -4,6 +4,7 @@ from hadamard_toolkit.plotting.export import Saved, save, table_hash
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
 from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
 from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
+from hadamard_toolkit.plotting.tradeoff import score_against_parameters
 
 __all__ = [
     "WIDTHS",
@@ -15,6 +16,7 @@ __all__ = [
     "new_figure",
     "save",
     "score_against_sparsity",
+    "score_against_parameters",
     "score_by_method",
     "style",
     "table_hash",

@@ -84,7 +84,7 @@ def density_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
             axis.axhline(100 * _overall(adapter, rows), color=FAINT, linewidth=0.8, zorder=1)
             for place, (scorer, look) in enumerate(drawn.items()):
                 shift = SIDE * (place - (len(drawn) - 1) / 2)
-                _densities(axis, rows[rows["scorer"] == scorer], look, shift)
+                _densities(axis, rows[rows["scorer"] == scorer], look, shift, zorder=4 - place / 10)
             layers = sorted(int(layer) for layer in rows["layer"].unique())
             axis.set_xlim(layers[0] - 0.3, layers[-1] + 0.3)
             axis.set_ylim(0, 1.06 * axis.get_ylim()[1])
@@ -205,7 +205,7 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> N
         axis.set_xticks([])
         return
     edge = shares[-1] + DODGE * len(drawn) / 2 + STEP
-    slots = _controls(axis, rows, drawn, edge + 1.5 * STEP)
+    slots = _controls(axis, rows, drawn, edge + 2.5 * STEP)
     ticks = [share for share in shares if len(shares) <= 5 or round(share) % 20 == 0]
     axis.set_xticks(
         [*ticks, *(place for place, _ in slots)],
@@ -249,7 +249,7 @@ def _overall(adapter: object, rows: pd.DataFrame) -> float:
     return float(totals["kept"].iloc[0] / totals["entries"].iloc[0])
 
 
-def _densities(axis: Axes, rows: pd.DataFrame, look: Look, shift: float) -> None:
+def _densities(axis: Axes, rows: pd.DataFrame, look: Look, shift: float, zorder: float) -> None:
     if rows.empty:
         return
     counts = rows.groupby(["seed", "layer"], observed=True)[["entries", "kept"]].sum()
@@ -259,4 +259,4 @@ def _densities(axis: Axes, rows: pd.DataFrame, look: Look, shift: float) -> None
     if rows["seed"].nunique() > 1:
         axis.fill_between(layers, least, most, color=look.colour, alpha=0.18, linewidth=0)
     shape: dict[str, Any] = {"marker": look.marker, "linestyle": look.line, **EDGED}
-    axis.plot(layers, mean, color=look.colour, zorder=3, **shape)
+    axis.plot(layers, mean, color=look.colour, linewidth=0.9, zorder=zorder, **shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -19,6 +22,7 @@ from hadamard_toolkit.plotting.plots import require
 from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, new_figure, style
 
 EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+HALO = [Stroke(linewidth=1.6, foreground="white"), Normal()]
 HEIGHT = 2.7  # inches of the panel
 # Where a name may stand: direction from its mark and distance in points, the first that is free is taken.
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -43,17 +47,11 @@ def score_against_parameters(table: pd.DataFrame, *, venue: str = "neurips", met
     with style():
         figure = new_figure(venue)
         axis = figure.subplots()
-        drawn = looks(means["family"])
+        drawn = looks(points["family"])
         axis.set_xscale("log")
         axis.set_xlim(points["parameters"].min() / 2.2, points["parameters"].max() * 3.5)
         for method, row in lines.iterrows():
-            axis.axhline(
-                row["score"],
-                color=drawn[row["family"]].colour,
-                linewidth=0.9,
-                linestyle=(0, (4, 2)),
-                zorder=1,
-            )
+            axis.axhline(row["score"], color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
             axis.annotate(
                 str(method),
                 (1, row["score"]),
@@ -64,8 +62,9 @@ def score_against_parameters(table: pd.DataFrame, *, venue: str = "neurips", met
                 va="bottom",
                 fontsize=6,
                 color=INK,
+                path_effects=HALO,
             )
-        _staircase(axis, means)
+        stairs = _staircase(axis, means)
         for _, row in points.iterrows():
             _mark(axis, row, drawn[row["family"]])
         axis.set_xlabel("Trained parameters, head left out (log scale)")
@@ -77,7 +76,7 @@ def score_against_parameters(table: pd.DataFrame, *, venue: str = "neurips", met
         axis.xaxis.set_minor_locator(NullLocator())
         note = _note(means)
         frame(figure, HEIGHT, handles=_handles(drawn), note=note)
-        _name_points(figure, axis, points)
+        _name_points(figure, axis, points, stairs)
     return figure
 
 
@@ -101,20 +100,16 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _staircase(axis: Axes, means: pd.DataFrame) -> None:
+def _staircase(axis: Axes, means: pd.DataFrame) -> np.ndarray:
+    """Draw it; its corners [n, 2]."""
     best = means.sort_values("parameters")[["parameters", "score"]].astype(float)
     low, high = axis.get_xlim()
-    steps = [max(low, count) for count in best["parameters"]]
-    reached = best["score"].cummax().tolist()
-    axis.step(
-        [*steps, high],
-        [*reached, reached[-1]],
-        where="post",
-        color=FAINT,
-        alpha=0.55,
-        linewidth=0.9,
-        zorder=1.5,
-    )
+    across = np.array([*best["parameters"].clip(lower=low), high])
+    reached = best["score"].cummax().to_numpy()
+    up = np.append(reached, reached[-1])
+    corners = np.column_stack([np.repeat(across, 2)[1:], np.repeat(up, 2)[:-1]])
+    axis.plot(*corners.T, color=FAINT, alpha=0.5, linewidth=0.9, zorder=1.5)
+    return corners
 
 
 def _mark(axis: Axes, row: Any, look: Look) -> None:
@@ -126,66 +121,79 @@ def _mark(axis: Axes, row: Any, look: Look) -> None:
     )
 
 
-def _name_points(figure: Figure, axis: Axes, points: pd.DataFrame) -> None:
+def _name_points(figure: Figure, axis: Axes, points: pd.DataFrame, stairs: np.ndarray) -> None:
     """Put every name where it hides neither a mark nor another name, as near to its own mark as can be."""
     figure.draw_without_rendering()  # the layout decides where the marks lie
-    scale = figure.dpi / 72
+    reach = 3 * figure.dpi / 72
     at = axis.transData.transform(points[["parameters", "score"]].to_numpy(dtype=float))
-    taken = [Bbox.from_extents(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in at]
-    taken += [text.get_window_extent() for text in axis.texts]
+    marks = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in at]
+    corners = axis.transData.transform(stairs)
+    taken = [*marks, *(text.get_window_extent() for text in axis.texts)]
+    taken += [Bbox([np.minimum(a, b), np.maximum(a, b)]).padded(0.5) for a, b in itertools.pairwise(corners)]
     # the crowded ones first: they have the least choice
-    nearest = [np.sort(np.hypot(*(at - here).T))[1:3].sum() for here in at]
-    for place in np.argsort(nearest, kind="stable"):
+    crowded = [float(np.sort(np.hypot(*(at - here).T))[1:4].sum()) for here in at]
+    for place in np.argsort(crowded, kind="stable"):
         row = points.iloc[place]
-        text = _place_name(axis, str(points.index[place]), (row["parameters"], row["score"]), taken)
-        taken.append(text.get_window_extent())
+        others = [mark for number, mark in enumerate(marks) if number != place]
+        name = _Name(axis, str(points.index[place]), (row["parameters"], row["score"]), marks[place], others)
+        taken.append(name.put(taken).get_window_extent())
 
 
-def _place_name(axis: Axes, name: str, at: tuple[float, float], taken: Sequence[Bbox]) -> Annotation:
-    best: tuple[float, Annotation] | None = None
-    for distance in _DISTANCES:
-        for across, up in _DIRECTIONS:
-            far = distance * (0.75 if across and up else 1.0)
-            text = axis.annotate(
-                name,
-                at,
-                (across * far, up * far),
-                textcoords="offset points",
-                fontsize=6,
-                color=INK,
-                zorder=5,
-                ha=_SIDES[across],
-                va=_HEIGHTS[up],
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": FAINT,
-                    "linewidth": 0.5,
-                    "shrinkA": 0.5,
-                    "shrinkB": 2.5,
-                }
-                if distance > _DISTANCES[1]
-                else None,
-            )
-            cost = _cost(text, axis, taken)
-            if best is None or cost < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = cost, text
+@dataclass(frozen=True)
+class _Name:
+    """The name of one mark, on its way to its place. Boxes are in pixels."""
+
+    axis: Axes
+    name: str
+    at: tuple[float, float]
+    mark: Bbox
+    others: Sequence[Bbox]
+
+    def put(self, taken: Sequence[Bbox]) -> Annotation:
+        """Write it at the cheapest place; the first that costs nothing ends the search."""
+        tried: list[tuple[float, Annotation]] = []
+        for distance in _DISTANCES:
+            for direction in _DIRECTIONS:
+                text = self._write(distance, direction)
+                hidden = self._hides(text.get_window_extent().padded(0.5), taken)
+                tried.append((hidden + distance, text))
+                if hidden == 0:
+                    break
             else:
-                text.remove()
-            if cost == 0:
-                return text
-    assert best is not None
-    return best[1]
+                continue
+            break
+        tried.sort(key=lambda one: one[0])
+        for _, text in tried[1:]:
+            text.remove()
+        return tried[0][1]
+
+    def _write(self, distance: float, direction: tuple[int, int]) -> Annotation:
+        across, up = direction
+        far = distance * (0.75 if across and up else 1.0)
+        line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0.5, "shrinkB": 2.5}
+        look: dict[str, Any] = {"fontsize": 6, "color": INK, "zorder": 5, "path_effects": HALO}
+        look |= {"ha": _SIDES[across], "va": _HEIGHTS[up]}
+        look["arrowprops"] = line if distance > _DISTANCES[0] else None
+        return self.axis.annotate(
+            self.name, self.at, (across * far, up * far), textcoords="offset points", **look
+        )
+
+    def _hides(self, box: Bbox, taken: Sequence[Bbox]) -> float:
+        """Square pixels that it covers of what is there or writes outside; more where it seems another mark's name."""
+        hidden = sum(_area(Bbox.intersection(box, other)) for other in taken)
+        outside = _area(box) - _area(Bbox.intersection(box, self.axis.bbox))
+        mistaken = any(_gap(box, other) < _gap(box, self.mark) + 2 for other in self.others)
+        return hidden + 3 * max(outside, 0.0) + 40 * mistaken
 
 
-def _cost(text: Annotation, axis: Axes, taken: Sequence[Bbox]) -> float:
-    """Area in square pixels by which the words cover what is there or leave the panel."""
-    box = text.get_window_extent().padded(0.5)
-    hidden = sum(float(np.prod(both.size)) for other in taken if (both := Bbox.intersection(box, other)))
-    inside = Bbox.intersection(box, axis.bbox)
-    outside = float(np.prod(box.size)) - (float(np.prod(inside.size)) if inside else 0.0)
-    return hidden + max(outside, 0.0) * 3
+def _area(box: Bbox | None) -> float:
+    return 0.0 if box is None else float(box.width * box.height)
+
+
+def _gap(one: Bbox, other: Bbox) -> float:
+    """The distance between two boxes; 0 where they touch."""
+    across = max(one.x0 - other.x1, other.x0 - one.x1, 0.0)
+    return float(np.hypot(across, max(one.y0 - other.y1, other.y0 - one.y1, 0.0)))
 
 
 def _handles(drawn: Mapping[Hashable, Look]) -> list[Line2D]:

@@ -47,11 +47,14 @@ def history_table(store: RunStore) -> pd.DataFrame:
 def vector_table(store: RunStore, *, site: str = "attention_output") -> pd.DataFrame:
     """Every learned coordinate at `site`: key, task, seed, layer, vector ("weight" or "bias"), coordinate, value.
 
-    Runs without vectors at that site are left out; `DataError` if none has any.
+    Runs without vectors at that site, or stored without weights, are left out; `DataError` if none has any.
     """
     parts = []
     for key in store.load()["key"].unique():
-        spec = store.run(key).spec
+        run = store.run(key)
+        if run.info["run_info"]["weights"] != "kept":
+            continue
+        spec = run.spec
         for name, values in store.vectors(key).items():
             place, _, vector = name.partition(".")
             if place != site or vector not in ("weight", "bias"):

@@ -25,8 +25,8 @@ def bert_by_formula(
 
     Places: query, key, value, attention_output, ffn_inner, ffn_hidden, ffn_output; `beside_ffn`, where the function
     gets the block's output and the block's input; `output` for the whole of LN(ffn output + residual), where it gets
-    the sum and the block's input; `embeddings` for the word embeddings (layer −1). Positions and keys that a change puts
-    in front are not masked.
+    the sum and the block's input; `embeddings` for the word embeddings (layer −1). Positions and keys that a change
+    puts in front are not masked.
     """
 
     def linear(name: str, x: Tensor) -> Tensor:
