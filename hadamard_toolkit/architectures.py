@@ -177,3 +177,16 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
         ),
     ),
 }
+
+# Architectures with a table of learned positions, and how many of its rows hold none ("padding": those up to padding's).
+POSITIONS_UNUSED: dict[str, int | str] = {
+    "bert": 0,
+    "electra": 0,
+    "distilbert": 0,
+    "albert": 0,
+    "bart": 0,
+    "gpt2": 0,
+    "roberta": "padding",
+    "xlm-roberta": "padding",
+    "mpnet": 2,
+}

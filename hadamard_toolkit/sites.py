@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hadamard_toolkit.architectures import ARCHITECTURES, LayerTable
+from hadamard_toolkit.architectures import ARCHITECTURES, POSITIONS_UNUSED, LayerTable
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
 
 SITES = {
@@ -221,6 +221,16 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The task head: every parameter of `model` outside its base model, by name."""
     base = {id(parameter) for parameter in model.base_model.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) not in base}
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The longest input in tokens that the learned positions of `model` reach, or None where nothing limits it."""
+    unused = POSITIONS_UNUSED.get(model.config.model_type)
+    if unused is None:
+        return None
+    return int(model.config.max_position_embeddings) - (
+        model.config.pad_token_id + 1 if unused == "padding" else int(unused)
+    )
 
 
 def unshare(model: PreTrainedModel) -> Callable[[], None] | None:

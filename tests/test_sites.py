@@ -138,6 +138,18 @@ def test_unshare_keeps_outputs_parameters_and_undoes_itself() -> None:
     assert unshare(tiny_model("bert")) is None
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_position_limit_is_where_the_model_fails(architecture: str) -> None:
+    model = tiny_model(architecture)
+    limit = sites.position_limit(model)
+    longest = torch.full((1, limit or 60), 5)
+    longest[:, -1] = 2
+    model(input_ids=longest)
+    if limit is not None:
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.cat([longest[:, :1], longest], 1))
+
+
 def test_layers_are_checked() -> None:
     places = Sites(tiny_model("bert"))
     assert places.layers("all") == [0, 1, 2]

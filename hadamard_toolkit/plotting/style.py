@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import seaborn as sns
 from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -135,9 +136,8 @@ def frame(figure: Figure, height: float, *, handles: Sequence[Line2D] = (), note
 def _columns(labels: Sequence[str], width: float) -> int:
     """The most legend columns whose widest entries fit side by side."""
     widths = [0.4 + 0.055 * len(label) for label in labels]
-    for columns in range(len(labels), 1, -1):
-        rows = -(-len(labels) // columns)
-        if sum(max(widths[start : start + rows]) for start in range(0, len(labels), rows)) <= width:
+    for columns in range(len(labels), 1, -1):  # matplotlib fills them so: the first ones are the longer ones
+        if sum(max(column) for column in np.array_split(widths, columns)) <= width:
             return columns
     return 1
 

@@ -26,7 +26,7 @@ HALO = [Stroke(linewidth=1.6, foreground="white"), Normal()]
 HEIGHT = 2.7  # inches of the panel
 # Where a name may stand: direction from its mark and distance in points, the first that is free is taken.
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-_DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0)
+_DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0, 36.0)
 _SIDES = {-1: "right", 0: "center", 1: "left"}
 _HEIGHTS = {-1: "top", 0: "center", 1: "bottom"}
 
@@ -76,7 +76,8 @@ def score_against_parameters(table: pd.DataFrame, *, venue: str = "neurips", met
         axis.xaxis.set_minor_locator(NullLocator())
         note = _note(means)
         frame(figure, HEIGHT, handles=_handles(drawn), note=note)
-        _name_points(figure, axis, points, stairs)
+        levels = [np.array([(x, y) for x in axis.get_xlim()]) for y in lines["score"]]
+        _name_points(figure, axis, points, [stairs, *levels])
     return figure
 
 
@@ -121,22 +122,22 @@ def _mark(axis: Axes, row: Any, look: Look) -> None:
     )
 
 
-def _name_points(figure: Figure, axis: Axes, points: pd.DataFrame, stairs: np.ndarray) -> None:
-    """Put every name where it hides neither a mark nor another name, as near to its own mark as can be."""
+def _name_points(figure: Figure, axis: Axes, points: pd.DataFrame, lines: Sequence[np.ndarray]) -> None:
+    """Put every name where it hides no mark and no other name, as near to its own mark as can be. Lines are [n, 2]."""
     figure.draw_without_rendering()  # the layout decides where the marks lie
     reach = 3 * figure.dpi / 72
     at = axis.transData.transform(points[["parameters", "score"]].to_numpy(dtype=float))
     marks = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in at]
-    corners = axis.transData.transform(stairs)
+    ends = [end for line in lines for end in itertools.pairwise(axis.transData.transform(line))]
     taken = [*marks, *(text.get_window_extent() for text in axis.texts)]
-    taken += [Bbox([np.minimum(a, b), np.maximum(a, b)]).padded(0.5) for a, b in itertools.pairwise(corners)]
+    taken += [Bbox([np.minimum(a, b), np.maximum(a, b)]).padded(0.5) for a, b in ends]
     # the crowded ones first: they have the least choice
     crowded = [float(np.sort(np.hypot(*(at - here).T))[1:4].sum()) for here in at]
     for place in np.argsort(crowded, kind="stable"):
         row = points.iloc[place]
-        others = [mark for number, mark in enumerate(marks) if number != place]
+        others = [mark for mark in marks if np.hypot(*(mark.min - marks[place].min)) > reach]
         name = _Name(axis, str(points.index[place]), (row["parameters"], row["score"]), marks[place], others)
-        taken.append(name.put(taken).get_window_extent())
+        taken.append(name.put(taken))
 
 
 @dataclass(frozen=True)
@@ -149,38 +150,34 @@ class _Name:
     mark: Bbox
     others: Sequence[Bbox]
 
-    def put(self, taken: Sequence[Bbox]) -> Annotation:
-        """Write it at the cheapest place; the first that costs nothing ends the search."""
-        tried: list[tuple[float, Annotation]] = []
-        for distance in _DISTANCES:
-            for direction in _DIRECTIONS:
-                text = self._write(distance, direction)
-                hidden = self._hides(text.get_window_extent().padded(0.5), taken)
-                tried.append((hidden + distance, text))
-                if hidden == 0:
-                    break
-            else:
-                continue
-            break
-        tried.sort(key=lambda one: one[0])
-        for _, text in tried[1:]:
+    def put(self, taken: Sequence[Bbox]) -> Bbox:
+        """Write it at the cheapest place and say where; the first that costs nothing ends the search."""
+        tried: list[tuple[float, float, tuple[int, int], Bbox]] = []
+        for distance, direction in itertools.product(_DISTANCES, _DIRECTIONS):
+            text = self._write(distance, direction)
+            box = text.get_window_extent()
             text.remove()
-        return tried[0][1]
+            hidden = self._hides(box.padded(0.5), taken)
+            tried.append((hidden + distance, distance, direction, box))
+            if hidden == 0:
+                break
+        _, distance, direction, box = min(tried, key=lambda one: one[0])
+        self._write(distance, direction, leader=distance > _DISTANCES[0])
+        return box
 
-    def _write(self, distance: float, direction: tuple[int, int]) -> Annotation:
+    def _write(self, distance: float, direction: tuple[int, int], *, leader: bool = False) -> Annotation:
         across, up = direction
         far = distance * (0.75 if across and up else 1.0)
-        line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0.5, "shrinkB": 2.5}
+        line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2.5}
         look: dict[str, Any] = {"fontsize": 6, "color": INK, "zorder": 5, "path_effects": HALO}
-        look |= {"ha": _SIDES[across], "va": _HEIGHTS[up]}
-        look["arrowprops"] = line if distance > _DISTANCES[0] else None
+        look |= {"ha": _SIDES[across], "va": _HEIGHTS[up], "arrowprops": line if leader else None}
         return self.axis.annotate(
             self.name, self.at, (across * far, up * far), textcoords="offset points", **look
         )
 
     def _hides(self, box: Bbox, taken: Sequence[Bbox]) -> float:
         """Square pixels that it covers of what is there or writes outside; more where it seems another mark's name."""
-        hidden = sum(_area(Bbox.intersection(box, other)) for other in taken)
+        hidden = 4 * sum(_area(Bbox.intersection(box, other)) for other in taken)
         outside = _area(box) - _area(Bbox.intersection(box, self.axis.bbox))
         mistaken = any(_gap(box, other) < _gap(box, self.mark) + 2 for other in self.others)
         return hidden + 3 * max(outside, 0.0) + 40 * mistaken

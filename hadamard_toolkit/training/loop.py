@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
+from hadamard_toolkit.sites import position_limit
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.training.batching import Source
 from hadamard_toolkit.training.evaluation import device_name, open_accelerator
@@ -91,6 +92,9 @@ def train(
             "run(spec), or continued.adapt(model, …) before attach and a protocol without pretraining"
         )
     _check_task(task, attachment)
+    limit = position_limit(attachment.model)
+    if limit is not None and protocol.max_length > limit:
+        raise ArgumentError(f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens")
     stages = plan(attachment, protocol)
     parts = draw(task.splits, protocol, seed)
     kind = _kind_of(task, tokenizer, protocol)

@@ -11,7 +11,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting import WIDTHS, score_against_parameters
@@ -89,13 +90,18 @@ def test_the_staircase_is_the_best_so_far() -> None:
     assert (at[low], at[high]) == (pytest.approx(0.70), pytest.approx(0.84))
 
 
+def words(text: Text) -> Bbox:
+    """The box of a name without the line that leads to it."""
+    return Text.get_window_extent(text)
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("venue", ["neurips", "acl-page", "slide"])
 def test_every_method_is_named_once_and_no_name_hides_another_or_a_mark(venue: str, seeds: int) -> None:
     figure = score_against_parameters(zoo(seeds), venue=venue)
     assert sorted(names(figure)) == sorted(METHODS)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in panel(figure).texts]
+    boxes = [words(text) for text in panel(figure).texts]
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     for line in marks(figure):
         at = panel(figure).transData.transform((line.get_xdata()[0], line.get_ydata()[0]))
@@ -105,6 +111,13 @@ def test_every_method_is_named_once_and_no_name_hides_another_or_a_mark(venue: s
         assert panel(figure).bbox.padded(1).contains(box.x1, box.y1)
 
 
+def test_names_can_be_read_where_every_score_is_the_same() -> None:
+    figure = score_against_parameters(zoo(1).assign(score=0.5))
+    figure.draw_without_rendering()
+    boxes = [words(text) for text in panel(figure).texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
 def test_a_name_stands_nearest_to_its_own_mark() -> None:
     figure = score_against_parameters(zoo())
     figure.draw_without_rendering()
@@ -112,7 +125,7 @@ def test_a_name_stands_nearest_to_its_own_mark() -> None:
     named = [t for t in panel(figure).texts if isinstance(t, Annotation) and t.get_text() in at]
     pixels = {method: panel(figure).transData.transform(place) for method, place in at.items()}
     for text in named:
-        box = text.get_window_extent()
+        box = words(text)
         gaps = {
             method: float(np.hypot(*(place - np.clip(place, (box.x0, box.y0), (box.x1, box.y1)))))
             for method, place in pixels.items()
