@@ -12,6 +12,7 @@
 import importlib.util
 import os
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,20 +59,22 @@ print(f"profile: {profile}, device: {device}")
 # ## One protocol
 #
 # One stage, head and adapter together, the same rows, batches and epochs. Only the learning rate depends on the family: a vector that
-# starts at 1 and a whole backbone cannot share one. These rates are the library's habits, not the result of a search; a claim about
-# which method is *best* needs one, with the same budget for each. Two rows step out of line on purpose: the Hadamard adapter in
+# starts at 1 and a whole backbone cannot share one. These rates are customary, not the result of a search; a claim about which
+# method is *best* needs one, with the same budget for each. Two rows step out of line on purpose: the Hadamard adapter in
 # its own two stages, and AdapterFusion, which needs adapters of other tasks first.
 
 # %%
 RATES = {
-    "control": 2e-2,
-    "own weights": 5e-3,
-    "vectors": 1e-2,
-    "low rank": 5e-3,
-    "bottleneck": 2e-3,
-    "prompts": 1e-2,
-    "combined": 2e-3,
+    "control": 1e-2,
+    "own weights": 2e-3,
+    "vectors": 5e-3,
+    "low rank": 1e-3,
+    "bottleneck": 1e-3,
+    "prompts": 5e-3,
+    "combined": 1e-3,
+    "everything": 5e-5,
 }
+PACE = 1 if profile == "paper" else 4  # a few dozen steps get nowhere unless they are large
 protocol = ht.Protocol(
     head="trained",
     batch_size=16 if profile == "paper" else 4,
@@ -103,7 +106,7 @@ ZOO = {
 }
 stages = ht.protocols.hadamard()
 OTHERWISE = {
-    "FullFineTuning": {"learning_rate": 2e-4},
+    "FullFineTuning": {"learning_rate": PACE * RATES["everything"]},
     "Hadamard, two stages": {
         "head": "first-then-frozen",
         "head_learning_rate": stages.head_learning_rate,
@@ -111,7 +114,7 @@ OTHERWISE = {
     },
 }
 protocols = {
-    name: replace(protocol, **{"learning_rate": RATES[family], **OTHERWISE.get(name, {})})
+    name: replace(protocol, **{"learning_rate": PACE * RATES[family], **OTHERWISE.get(name, {})})
     for name, (family, _) in ZOO.items()
 }
 left_out = set(REGISTRY) - {type(adapter).__name__ for _, adapter in ZOO.values()}
@@ -304,15 +307,15 @@ for parts in ((low_rank, scale), (scale, low_rank)):
     with torch.no_grad():
         for parameter in attachment.parameters("adapter"):
             parameter.add_(torch.linspace(-0.05, 0.1, parameter.numel()).view_as(parameter))
-    attached = logits()
+    results[parts] = states()
     trained = attachment.count().loc["adapter", "trained"]
-    close = torch.allclose(attachment.merge()(**inputs).logits, attached, atol=1e-5)
-    results[parts] = attached
+    attachment.merge()
+    close = torch.allclose(states(), results[parts], atol=1e-4)
     names = " then ".join(type(part).__name__ for part in parts)
     print(f"{names}: {trained:,} parameters, merged = unmerged: {close}")
     attachment.detach()
 first, second = results.values()
-print("the order matters:", not torch.allclose(first, second, atol=1e-3))
+print("the order matters:", not torch.allclose(first, second, atol=1e-2))
 
 # %% [markdown]
 # ## Out into the world
@@ -327,7 +330,8 @@ if importlib.util.find_spec("peft"):
         _, _, attachment = store.run(specs["LoRA", 0].key).restore()
         ht.export_peft(attachment, Path(folder) / "lora")
         plain, _ = ht.load_backbone("minilm-l6", labels=task.n_labels)
-        theirs = peft.PeftModel.from_pretrained(plain, Path(folder) / "lora")
+        with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names that it will drop
+            theirs = peft.PeftModel.from_pretrained(plain, Path(folder) / "lora")
         with torch.no_grad():
             pair = [network.eval()(**inputs).logits for network in (theirs, attachment.model)]
     largest = (pair[0] - pair[1]).abs().max().item()

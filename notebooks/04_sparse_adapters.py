@@ -57,7 +57,7 @@ print(f"profile: {profile}, device: {device}")
 # %% tags=["nbval-check-output"]
 task = ht.load_task("embedded/tweets-polarity")
 model, tokenizer = ht.load_backbone("minilm-l6", labels=task.n_labels)
-batches = ht.draw_batches(task, tokenizer, examples=320 if profile == "paper" else 16, max_length=32)
+batches = ht.draw_batches(task, tokenizer, examples=320 if profile == "paper" else 16, seed=5, max_length=32)
 
 attachment = ht.attach(model, ht.Pfeiffer())
 try:
@@ -83,6 +83,7 @@ small = {
     "epochs": 1,
     "max_length": 32,
     "batch_size": 16,
+    "learning_rate": 1e-3,
 }
 protocol = ht.protocols.sparse_adapter(**({} if profile == "paper" else small))
 place, sources = tempfile.mkdtemp(), {}

@@ -27,7 +27,7 @@ CONTROL_NAMES = {
     "reinitialised": "re-initialised",
     "dense": "small dense",
 }
-Slots = list[tuple[float, float]]  # places on the axis, and the sparsity of what stands there
+Slots = list[tuple[float, float, float]]  # first and last place on the axis, sparsity of what stands there
 DODGE = 0.9  # percentage points between neighbouring series, so that their bars can be told apart
 STEP = 2.6  # the same between a mask and its controls
 SIDE = 0.07  # of a layer, between the marks of neighbouring scorers
@@ -171,7 +171,7 @@ def _controls(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look], st
         if not (dense := part[part["control"] == "dense"]).empty:
             _means(axis, dense.assign(at=at), INK, linestyle="none", zorder=4, **_hollow("dense", INK))
             at += STEP
-        slots.append(((start + at - STEP) / 2, float(str(share))))
+        slots.append((start, at - STEP, float(str(share))))
         start = at + STEP
     return slots
 
@@ -208,13 +208,13 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> N
     slots = _controls(axis, rows, drawn, edge + 2.5 * STEP)
     ticks = [share for share in shares if len(shares) <= 5 or round(share) % 20 == 0]
     axis.set_xticks(
-        [*ticks, *(place for place, _ in slots)],
-        [*(f"{share:.3g}" for share in ticks), *(f"controls\nat {100 * share:.3g}" for _, share in slots)],
+        [*ticks, *((first + last) / 2 for first, last, _ in slots)],
+        [*(f"{share:.3g}" for share in ticks), *(f"controls\nat {100 * share:.3g}" for *_, share in slots)],
     )
     right = edge
     if slots:
         axis.axvline(edge, color=FAINT, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
-        right = max(line.get_xdata()[-1] for line in axis.lines[1:]) + STEP  # type: ignore[index]
+        right = slots[-1][1] + STEP
     axis.set_xlim(shares[0] - DODGE * len(drawn) / 2 - STEP, right)
 
 

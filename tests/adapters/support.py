@@ -6,6 +6,7 @@ raises `UnsupportedError` is listed with its reason. A new adapter gets its row 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import REGISTRY, Adapter
@@ -67,62 +67,43 @@ def methods() -> dict[str, Adapter]:
     return {NAMED.get(name, f"`{name}`"): adapter for name, adapter in defaults().items()} | SWITCHED
 
 
-def observe(adapter: Adapter, architectures: tuple[str, ...] = ARCHITECTURES) -> Row:
-    """Attach, run, merge and export on a tiny model of each architecture."""
+def observe(adapter: Adapter) -> Row:
+    """Attach, run, export, merge and detach on a tiny model of each architecture."""
     row = Row()
-    for architecture in architectures:
+    for architecture in ARCHITECTURES:
         model = tiny_model(architecture)
-        row.works[architecture] = _refusal(partial(_run, row), model, adapter)
-        if row.works[architecture] is None:
-            row.merges[architecture] = _refusal(_merge, model, adapter)
-            row.exports[architecture] = _refusal(_export, model, adapter)
-    return row
+        before, weights = logits(model), {name: value.clone() for name, value in model.state_dict().items()}
+        try:
+            attachment = ht.attach(model, adapter)
+        except UnsupportedError as error:
+            row.works[architecture] = str(error)
+            continue
+        row.works[architecture] = None
+        row.identity.add(torch.equal(logits(model), before))
+        model(**tiny_batch(), labels=LABELS).loss.backward()
+        assert any(p.grad is not None and p.grad.any() for p in attachment.parameters())
 
-
-def _refusal(
-    attempt: Callable[[PreTrainedModel, Adapter], None], model: PreTrainedModel, adapter: Adapter
-) -> str | None:
-    try:
-        attempt(model, adapter)
-    except UnsupportedError as error:
-        return str(error).replace(str(adapter), "it")
-    return None
-
-
-def _run(row: Row, model: PreTrainedModel, adapter: Adapter) -> None:
-    before, weights = logits(model), {name: value.clone() for name, value in model.state_dict().items()}
-    attachment = ht.attach(model, adapter)
-    row.identity.add(torch.equal(logits(model), before))
-    model(**tiny_batch(), labels=LABELS).loss.backward()
-    assert any(p.grad is not None and p.grad.any() for p in attachment.parameters())
-    attachment.detach()
-    assert list(model.state_dict()) == list(weights)
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-
-
-def _merge(model: PreTrainedModel, adapter: Adapter) -> None:
-    attachment = ht.attach(model, adapter)
-    try:
-        shake(attachment)
-        expected = logits(model)
-        attachment.merge()
-        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
-    finally:
-        attachment.detach()
-
-
-def _export(model: PreTrainedModel, adapter: Adapter) -> None:
-    attachment = ht.attach(model, adapter)
-    try:
         shake(attachment)
         expected = logits(model)
         with tempfile.TemporaryDirectory() as folder:
-            ht.export_peft(attachment, Path(folder) / "peft")
+            row.exports[architecture] = _refusal(partial(ht.export_peft, attachment, Path(folder) / "peft"))
+            row.merges[architecture] = _refusal(attachment.merge)
+            torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
             attachment.detach()
-            attachment = ht.import_peft(model, Path(folder) / "peft")
-        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
-    finally:
-        attachment.detach()
+            assert list(model.state_dict()) == list(weights)
+            assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+            if row.exports[architecture] is None:
+                ht.import_peft(model, Path(folder) / "peft")
+                torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    return row
+
+
+def _refusal(attempt: Callable[[], object]) -> str | None:
+    try:
+        attempt()
+    except UnsupportedError as error:
+        return re.sub(r"^\S+\(.*\) has no export", "it has no export", str(error))
+    return None
 
 
 class Notes:

@@ -362,3 +362,8 @@ def test_two_processes_train_and_predict_as_one_does(tmp_path: Path, repository:
     for name in ("validation", "test"):
         assert np.ptp(one[name], axis=0).min() > 0.1
         assert np.abs(one[name] - two[name]).max() < 1e-3
+
+
+def test_more_tokens_than_the_backbone_has_positions_is_one_clear_error() -> None:
+    with pytest.raises(ArgumentError, match="max_length=41 is not allowed; this backbone reaches 40 tokens"):
+        go(ht.attach(tiny_bert(), ht.Hadamard()), tiny_task(), shortly(max_length=41))
