@@ -295,13 +295,14 @@ for name in adapters:
 # ## Train: score against sparsity
 #
 # A `RunSpec` takes a `Sparsity`: scorer, share, scope, rounds, and the control to train in the mask's place. Examples for scoring are
-# drawn from the rows that the run trains on, never from those it selects the epoch on. In the smoke profile: Pfeiffer adapters, one seed,
+# drawn from the rows that the run trains on, never from those it selects the epoch on. In the smoke profile: Pfeiffer adapters, the intensity of tweets, one seed,
 # 96 rows and one epoch, which shows the machinery and **says nothing about the method**. With `HADAMARD_PROFILE=paper`: all six scorers
-# at nine sparsities, four adapters, four tasks, five seeds.
+# at nine sparsities, four adapters, five tasks, five seeds.
 
 # %%
 if profile == "paper":
     tasks = [f"embedded/{domain}-polarity" for domain in ("tweets", "movies", "products", "editorials")]
+    tasks += ["embedded/tweets-intensity"]
     methods, seeds, tried = (
         [adapter for adapter in adapters.values() if adapter is not None],
         range(5),
@@ -309,7 +310,7 @@ if profile == "paper":
     )
 else:
     tasks, methods, seeds, tried = (
-        ["embedded/tweets-polarity"],
+        ["embedded/tweets-intensity"],
         [adapters["Pfeiffer"]],
         range(1),
         ("random", "magnitude", "snip"),
@@ -349,7 +350,7 @@ summary = scores.groupby(["adapter", "task", "control", "scorer", "sparsity"])["
 summary.round(3)
 
 # %%
-figure = ht.plotting.score_against_sparsity(scores, metric="Accuracy")
+figure = ht.plotting.score_against_sparsity(scores, metric="Accuracy, or Spearman's ρ")
 ht.plotting.save(
     figure,
     "sparse_score_against_sparsity",

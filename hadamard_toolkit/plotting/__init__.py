@@ -1,6 +1,7 @@
 """Tables in, paper figures out: `plots` draws, `style` sets the look, `save` writes .pdf, .png and .json."""
 
 from hadamard_toolkit.plotting.export import Saved, save, table_hash
+from hadamard_toolkit.plotting.lowresource import score_against_rows
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
 from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
 from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
@@ -16,6 +17,7 @@ __all__ = [
     "new_figure",
     "save",
     "score_against_parameters",
+    "score_against_rows",
     "score_against_sparsity",
     "score_by_method",
     "style",

@@ -1,0 +1,83 @@
+"""What a training row buys: score against the number of labelled rows, a line per method."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting.plots import EDGED, _handles, _label_below, _panels, _plural, require
+from hadamard_toolkit.plotting.style import Look, frame, looks, style
+
+SIDE = 1.015  # factor on the axis between neighbouring methods, so that their marks can be told apart
+
+
+def score_against_rows(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+    """Low-resource curves: score against training rows K on a log axis, one panel per task, one line per method.
+
+    Table: one row per run: `task`, `method` (at most eight), `rows` (K), `seed`, `score`. Drawn: the mean over seeds and
+    a band of ± one standard deviation; with one seed there is no band, and the note says so. Methods are set side by
+    side at each K where they would cover each other; the ticks stand at K itself.
+    """
+    require(table, "task", "method", "rows", "seed", "score", numbers=("rows", "score"))
+    _check(table)
+    with style():
+        figure, panels, height = _panels(table["task"], venue, height=2.0)
+        drawn = looks(table["method"])
+        for axis, (task, runs) in zip(panels, table.groupby("task", sort=False, observed=True), strict=True):
+            axis.set_xscale("log")
+            for place, (method, look) in enumerate(drawn.items()):
+                shift = SIDE ** (place - (len(drawn) - 1) / 2)
+                _line(axis, runs[runs["method"] == method], look, shift)
+            sizes = sorted(runs["rows"].unique())
+            axis.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
+            axis.xaxis.set_major_locator(FixedLocator(sizes))
+            axis.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axis.grid(axis="y")
+            axis.set_title(str(task))
+            if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
+                axis.set_ylabel(metric)
+        _label_below(panels, "Training rows (log scale)")
+        frame(figure, height, handles=_handles(drawn), note=_note(table))
+    return figure
+
+
+def _check(table: pd.DataFrame) -> None:
+    if (table["rows"] < 1).any():
+        raise ArgumentError(f"table['rows'] holds {table['rows'].min()}; a run has at least one training row")
+    one = ["task", "method", "rows", "seed"]
+    if (twice := table.duplicated(one)).any():
+        first: dict[Hashable, Any] = table.loc[twice, one].iloc[0].to_dict()
+        raise ArgumentError(f"table has more than one row for {first}; one row per run is drawn")
+
+
+def _line(axis: Axes, runs: pd.DataFrame, look: Look, shift: float) -> None:
+    if runs.empty:
+        return
+    by_size = runs.groupby("rows")["score"]
+    mean, deviation = by_size.mean(), by_size.std(ddof=1)
+    at = mean.index.to_numpy(dtype=float) * shift
+    if (known := deviation.notna().to_numpy()).any():
+        low, high = (mean - deviation).to_numpy(), (mean + deviation).to_numpy()
+        axis.fill_between(
+            at, low, high, where=known.tolist(), color=look.colour, alpha=0.13, linewidth=0, zorder=2
+        )
+    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, **EDGED}
+    axis.plot(at, mean.to_numpy(), zorder=3, **line)
+
+
+def _note(table: pd.DataFrame) -> str:
+    seeds = table.groupby(["task", "method", "rows"], observed=True)["seed"].nunique()
+    least, most = int(np.min(seeds)), int(np.max(seeds))
+    if most == 1:
+        return "Line: one run per method and K, so no spread."
+    count = _plural(least, "seed") if least == most else f"{least} to {most} seeds"
+    return f"Line: mean, band: ± one standard deviation of {count} per method and K."
