@@ -36,7 +36,7 @@ def norms(module: str, layers: tuple[int, ...] = (0, 1, 2)) -> set[str]:
         (ht.LayerNormTuning(norm="output", layers=(2, 0)), norms("output", (0, 2))),
         (ht.LayerNormTuning(norm="both"), norms("attention.output") | norms("output")),
     ],
-    ids=str,
+    ids=["head", "bitfit", "attention-norm", "output-norm", "both-norms"],
 )
 def test_training_moves_these_and_no_others(adapter: Adapter, expected: set[str]) -> None:
     model = tiny_model("bert")
