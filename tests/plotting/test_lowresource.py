@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from hadamard_toolkit.errors import ArgumentError
@@ -58,13 +59,17 @@ def test_ticks_stand_at_the_sizes_and_say_them() -> None:
         assert len(axis.get_xticks(minor=True)) == 0
 
 
-def test_the_band_is_one_standard_deviation_over_seeds() -> None:
+def test_bar_and_band_are_one_standard_deviation_over_seeds() -> None:
     figure = score_against_rows(curves())
     axis = panels(figure)[0]
-    assert len(axis.collections) == len(METHODS)
-    for band, score in zip(axis.collections, METHODS.values(), strict=True):
-        heights = band.get_paths()[0].vertices[:, 1]
+    bars = [part for part in axis.collections if isinstance(part, LineCollection)]
+    bands = [part for part in axis.collections if not isinstance(part, LineCollection)]
+    for band, bar, score in zip(bands, bars, METHODS.values(), strict=True):
+        heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
         assert (heights.min(), heights.max()) == pytest.approx((score - 0.01, score + 0.04 + 0.01))
+        means = np.asarray([score, score + 0.02, score + 0.04])
+        ends = np.asarray([np.asarray(segment)[:, 1] for segment in bar.get_segments()])
+        assert ends == pytest.approx(np.column_stack([means - 0.01, means + 0.01]))
     assert "one standard deviation of 3 seeds" in note(figure)
 
 
