@@ -91,14 +91,14 @@ reproduce: executed figures
 executed: setup
 	@$(MAKE) --no-print-directory -j$(JOBS) $(EXECUTED)
 
-$(EXECUTED_IN)/%.ipynb: notebooks/%.py notebooks/build.py $(LIBRARY) | $(FETCHED)
-	@$(BIN)/python notebooks/build.py $< $@
+$(EXECUTED_IN)/%.ipynb: notebooks/%.py tools/build_notebook.py $(LIBRARY) | $(FETCHED)
+	@$(BIN)/python tools/build_notebook.py $< $@
 
 notebooks: setup
 	@$(MAKE) --no-print-directory -j$(JOBS) $(COMMITTED)
 
-build/stamps/%: notebooks/%.py notebooks/build.py $(LIBRARY) | $(FETCHED)
-	@$(BIN)/python notebooks/build.py $< notebooks/$*.ipynb
+build/stamps/%: notebooks/%.py tools/build_notebook.py $(LIBRARY) | $(FETCHED)
+	@$(BIN)/python tools/build_notebook.py $< notebooks/$*.ipynb
 	@mkdir -p $(@D) && touch $@
 
 figures: executed

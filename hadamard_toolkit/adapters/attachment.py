@@ -78,7 +78,9 @@ class Attachment:
         # half-precision backbones train their adapters in float32
         precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
         with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
-            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reach a GPU's generator too
+            torch.default_generator.manual_seed(
+                self.seed
+            )  # torch.manual_seed would reach a GPU's generator too
             for declared in self.adapter.declare(self.sites):
                 if isinstance(declared, Tuning):
                     parameter = self.model.get_parameter(declared.path)

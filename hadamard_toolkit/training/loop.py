@@ -94,7 +94,9 @@ def train(
     _check_task(task, attachment)
     limit = position_limit(attachment.model)
     if limit is not None and protocol.max_length > limit:
-        raise ArgumentError(f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens")
+        raise ArgumentError(
+            f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens"
+        )
     stages = plan(attachment, protocol)
     parts = draw(task.splits, protocol, seed)
     kind = _kind_of(task, tokenizer, protocol)

@@ -91,8 +91,10 @@ def test_committed_notebook(script: Path) -> None:
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """`notebooks/build.py`, which is a script and not part of the package."""
-    spec = importlib.util.spec_from_file_location("notebook_build", FOLDER / "build.py")
+    """`tools/build_notebook.py`, which is a script and not part of the package."""
+    spec = importlib.util.spec_from_file_location(
+        "notebook_build", FOLDER.parent / "tools" / "build_notebook.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

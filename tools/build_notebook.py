@@ -1,4 +1,4 @@
-"""Make an executed notebook from its percent script: `python notebooks/build.py NN_name.py TARGET.ipynb`.
+"""Make an executed notebook from its percent script: `python tools/build_notebook.py NN_name.py TARGET.ipynb`.
 
 The script is the source; the result holds outputs and nothing that changes from run to run: no timestamps, widget
 state, interpreter version or random cell ids.
