@@ -178,7 +178,7 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
     ),
 }
 
-# Architectures with a table of learned positions, and how many of its rows hold none ("padding": those up to padding's).
+# Architectures with learned positions, and how many rows of that table hold none ("padding": those up to padding's).
 POSITIONS_UNUSED: dict[str, int | str] = {
     "bert": 0,
     "electra": 0,
