@@ -86,6 +86,8 @@ reproduce: executed figures
 	@ls -1sh $(EXECUTED_IN) | sed '1d; s/^/  /'
 	@echo "Figures, each as .pdf, .png and .json (where its numbers come from), in $(FIGURES_IN)/"
 	@ls -1 $(FIGURES_IN) 2> /dev/null | sed -n 's/\.pdf$$//p' | sed 's/^/  /'
+	@echo "Reference figures, drawn again from the committed runs, in figures/"
+	@ls -1 figures 2> /dev/null | sed -n 's/\.pdf$$//p' | sed 's/^/  /'
 	@echo "Open them with  $(BIN)/jupyter lab $(EXECUTED_IN)"
 
 executed: setup
