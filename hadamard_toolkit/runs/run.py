@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.record import Run
@@ -53,6 +54,19 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     return done
 
 
+def _check_alone(spec: RunSpec) -> None:
+    """Refuse an adapter that other runs must have trained first: a spec says all there is to say about its run."""
+    from hadamard_toolkit.adapters.fusion import AdapterFusion
+    from hadamard_toolkit.adapters.stack import Stack
+
+    parts = spec.adapter.adapters if isinstance(spec.adapter, Stack) else (spec.adapter,)
+    if any(isinstance(part, AdapterFusion) for part in parts):
+        raise UnsupportedError(
+            f"adapter={spec.adapter} cannot be run from a spec: it fuses adapters that other runs trained, and untrained "
+            "ones teach it nothing; use ht.fuse(model, {task: folder}) and ht.train"
+        )
+
+
 def _train(spec: RunSpec) -> Run:
     from accelerate.utils import set_seed
 
@@ -63,6 +77,7 @@ def _train(spec: RunSpec) -> Run:
     from hadamard_toolkit.training.loop import train
     from hadamard_toolkit.training.scoring import prune_for_run
 
+    _check_alone(spec)
     started, times = datetime.now(UTC), {"load": 0.0}
     environment.reset_peak_memory()
     with _timed(times, "total"):
