@@ -62,8 +62,8 @@ def _check_alone(spec: RunSpec) -> None:
     parts = spec.adapter.adapters if isinstance(spec.adapter, Stack) else (spec.adapter,)
     if any(isinstance(part, AdapterFusion) for part in parts):
         raise UnsupportedError(
-            f"adapter={spec.adapter} cannot be run from a spec: it fuses adapters that other runs trained, and untrained "
-            "ones teach it nothing; use ht.fuse(model, {task: folder}) and ht.train"
+            f"adapter={spec.adapter} cannot be run from a spec: it fuses adapters that other runs trained, and "
+            "untrained ones teach it nothing; use ht.fuse(model, {task: folder}) and ht.train"
         )
 
 

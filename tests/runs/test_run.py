@@ -213,7 +213,7 @@ def test_bad_specs_fail_with_one_clear_error(make_spec: MakeSpec, tmp_path: Path
 def test_a_fusion_is_not_run_over_untrained_adapters(make_spec: MakeSpec, tmp_path: Path) -> None:
     fusion = ht.AdapterFusion(tasks=("a", "b"))
     for adapter in (fusion, ht.Stack(ht.LoRA(), fusion)):
-        with pytest.raises(UnsupportedError, match="cannot be run from a spec.*ht.fuse"):
+        with pytest.raises(UnsupportedError, match=r"cannot be run from a spec.*ht\.fuse"):
             run(make_spec(adapter=adapter), tmp_path / "store")
 
 
