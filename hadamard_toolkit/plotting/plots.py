@@ -119,7 +119,7 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
         note = f"{_readable(split)} rows. " + (
             "Line: mean, band: worst to best of " if seeds > 1 else "From "
         )
-        note += _plural(seeds, "seed") + ". "
+        note += _seeds(part, "task", "method") + ". "
         note += "Dotted: a method's next stage begins." if part["stage"].nunique() > 1 else ""
         frame(figure, height, handles=_handles(drawn), note=note)
     return figure
@@ -256,10 +256,19 @@ def _handles(drawn: Mapping[Hashable, Look], *, wide: bool = False) -> list[Line
 
 
 def _counted(table: pd.DataFrame) -> str:
-    sizes = table.groupby(["task", "layer", "vector"], observed=True).size()
-    seeds = int(table["seed"].nunique()) if "seed" in table.columns else 1
-    coordinates = f"{int(sizes.max()) // seeds} coordinates"
-    return f"{coordinates} in {_plural(seeds, 'seed')}" if "seed" in table.columns else coordinates
+    by = ["task", "layer", "vector"]
+    if "seed" not in table.columns:
+        return f"{table.groupby(by, observed=True).size().max()} coordinates"
+    return (
+        f"{table.groupby([*by, 'seed'], observed=True).size().max()} coordinates in {_seeds(table, 'task')}"
+    )
+
+
+def _seeds(table: pd.DataFrame, *by: str) -> str:
+    """`"3 seeds"`, or `"2 to 3 seeds"` where the groups of `by` have different numbers."""
+    counts = table.groupby(list(by), observed=True)["seed"].nunique()
+    least, most = int(counts.min()), int(counts.max())
+    return _plural(least, "seed") if least == most else f"{least} to {most} seeds"
 
 
 def _plural(count: int, noun: str) -> str:

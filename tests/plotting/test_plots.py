@@ -146,6 +146,15 @@ def test_scores_of_one_seed_claim_no_spread_and_a_missing_method_is_said() -> No
     assert [text.get_text() for text in shown_panels(figure)[0].texts] == ["not run"]
 
 
+def test_unequal_numbers_of_seeds_are_stated_in_curves_and_vectors() -> None:
+    table = vectors()
+    fewer = table[(table["seed"] == 0) | (table["task"] == table["task"].iloc[0])]
+    assert "101 coordinates in 1 to 2 seeds" in texts(vectors_by_layer(fewer))
+    table = curves()
+    fewer = table[(table["seed"] == table["seed"].iloc[0]) | (table["method"] == table["method"].iloc[0])]
+    assert "1 to 2 seeds" in texts(training_curves(fewer))
+
+
 def test_unequal_numbers_of_seeds_are_stated() -> None:
     assert "n = 2 to 3" in texts(score_by_method(scores().drop(index=0)))
 
