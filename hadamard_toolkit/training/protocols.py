@@ -15,6 +15,7 @@ def hadamard(**changes: Any) -> Protocol:
 
     The stages are those of Chen et al. 2023; the paper's hyper-parameters are not known to us. The numbers are our
     own, picked from a handful tried with one seed on 3,000 rows of SST-2 with `minilm-l6`, and tuned no further.
+    Whoever picked them saw the official dev scores beside those of the held-out rows, so SST-2 dev is not untouched.
     """
     settings: dict[str, Any] = {
         "head": "first-then-frozen",
