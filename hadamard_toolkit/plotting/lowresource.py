@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import EDGED, _handles, _label_below, _panels, _plural, require
+from hadamard_toolkit.plotting.plots import EDGED, _handles, _label_below, _panels, _seeds, require
 from hadamard_toolkit.plotting.style import Look, frame, looks, style
 
 SIDE = 1.015  # factor on the axis between neighbouring methods, so that their marks can be told apart
@@ -76,9 +75,7 @@ def _line(axis: Axes, runs: pd.DataFrame, look: Look, shift: float) -> None:
 
 
 def _note(table: pd.DataFrame) -> str:
-    seeds = table.groupby(["task", "method", "rows"], observed=True)["seed"].nunique()
-    least, most = int(np.min(seeds)), int(np.max(seeds))
-    if most == 1:
+    count = _seeds(table, "task", "method", "rows")
+    if count == "1 seed":
         return "Line: one run per method and K, so no spread."
-    count = _plural(least, "seed") if least == most else f"{least} to {most} seeds"
     return f"Line: mean, bar and band: ± one standard deviation of {count} per method and K."
