@@ -107,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--dry-run", action="store_true", help="only say what is done and what is missing")
     many.set_defaults(command=_sweep)
 
+    for command in (one, many):
+        command.add_argument(
+            "--keep",
+            default="adapters",
+            choices=("adapters", "vectors", "everything"),
+            help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, or all",
+        )
     for command in (one, runs, many):
         command.add_argument(
             "--store", default=STORE, metavar="DIR", help="folder of the runs (default: %(default)s)"
@@ -155,7 +162,7 @@ def _run(options: argparse.Namespace) -> int:
     from hadamard_toolkit.runs.spec import RunSpec
     from hadamard_toolkit.runs.store import RunStore
 
-    store = RunStore(options.store)
+    store = RunStore(options.store, keep=options.keep)
     spec = RunSpec(
         backbone=options.backbone,
         task=options.task,
@@ -249,7 +256,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from hadamard_toolkit.runs.sweep import sweep
     from hadamard_toolkit.training.progress import visible
 
-    store, specs = RunStore(options.store), load_plan(options.plan)
+    store, specs = RunStore(options.store, keep=options.keep), load_plan(options.plan)
     missing = [spec for spec in specs if spec not in store]
     print(
         f"{options.plan}: {len(specs)} runs, {len(specs) - len(missing)} in {options.store}, {len(missing)} missing"

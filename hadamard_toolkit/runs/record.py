@@ -28,7 +28,11 @@ RECORD, HISTORY, PREDICTIONS = "run.json", "history.jsonl", "predictions.safeten
 ANSWERS = "answers.json"
 ADAPTER = "adapter_model.safetensors"
 KEPT = "kept"
-NOT_KEPT = "not kept: as large as the backbone; RunStore(folder, keep_full_weights=True) keeps them"
+KEEP = ("adapters", "vectors", "everything")
+NOT_KEPT = {
+    "adapters": 'not kept: as large as the backbone; RunStore(folder, keep="everything") keeps them',
+    "vectors": 'not kept: the store keeps vectors only; RunStore(folder, keep="adapters") keeps them',
+}
 
 
 @dataclass
@@ -120,14 +124,20 @@ class Run:
         return dict(_finite(record))
 
 
-def write_run(run: Run, folder: Path, *, keep_full_weights: bool) -> None:
-    """Write all files of `run` into the existing `folder`."""
+def write_run(run: Run, folder: Path, *, keep: str) -> None:
+    """Write all files of `run` into the existing `folder`; `keep` is that of `RunStore`."""
     if run.attachment is None:
         raise ArgumentError("only a freshly trained run can be written; this one was read from a store")
-    kept = keep_full_weights or not whole_model(run.attachment)
-    run.info["run_info"]["weights"] = KEPT if kept else NOT_KEPT
+    kept = keep == "everything" or not whole_model(run.attachment)
+    if kept and keep == "vectors":
+        kept = not any(tensor.ndim > 1 for tensor in run.attachment.parameters("adapter"))
+    run.info["run_info"]["weights"] = KEPT if kept else NOT_KEPT[keep]
     if kept:
         run.attachment.save(folder)
+    elif run.attachment.masking is not None:
+        from hadamard_toolkit.adapters.masking import write_masks
+
+        write_masks(folder, run.attachment.masking.kept, run.attachment.masking.record)
     lines = [json.dumps(_finite(row), allow_nan=False) for row in _rows(run.history)]
     atomic_write(folder / HISTORY, "".join(f"{line}\n" for line in lines))
     arrays = {

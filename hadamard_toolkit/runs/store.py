@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.runs.environment import describe_error
 from hadamard_toolkit.runs.record import (
+    KEEP,
     RECORD,
     Run,
     describe,
@@ -36,7 +37,7 @@ from hadamard_toolkit.runs.spec import RunSpec, canonical_json
 if TYPE_CHECKING:
     from hadamard_toolkit.sparsity.masks import Masks
 
-FAILED, CLAIMS = "failed", ".claims"
+FAILED, CLAIMS, MEASURED = "failed", ".claims", "measured"
 KEY = re.compile(r"[0-9a-f]{16}")
 STAGING = re.compile(r"\.staging-(\d+)-")
 STALE_SECONDS = (
@@ -68,13 +69,19 @@ COLUMNS = (
 class RunStore:
     """The runs in `folder`, which comes into being with the first one.
 
-    Many processes may read and write one store at a time. With `keep_full_weights` the weights of runs that train
-    the whole backbone are kept too (90 MB each for MiniLM); otherwise such a run keeps all but its weights.
+    Many processes may read and write one store at a time. `keep` says which runs keep their trained weights; all else
+    of a run, its masks among it, is kept in any case:
+
+    - `"vectors"`: runs whose adapter is made of vectors (Hadamard, (IA)³, norms, biases, the head alone). Such a store is
+      small enough to commit.
+    - `"adapters"`: all but those that train the whole backbone.
+    - `"everything"`: those too (90 MB each for MiniLM).
     """
 
-    def __init__(self, folder: str | Path, *, keep_full_weights: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, keep: str = "adapters") -> None:
         self.folder = Path(folder).expanduser()
-        self.keep_full_weights = keep_full_weights
+        check_choice("keep", keep, KEEP)
+        self.keep = keep
         if self.folder.exists() and not self.folder.is_dir():
             raise ArgumentError(
                 f"folder={str(folder)!r} is not allowed; it is a file, and a store is a folder"
@@ -173,6 +180,19 @@ class RunStore:
         )
         raise ArgumentError(f"key={key!r} {reason}")
 
+    def measured(self, key: str, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table `name` that was measured on a finished run, or what `measure()` gives, written beside the run.
+
+        Studies ask the same run many things (its score without layer 3, its attention norms); each is measured once.
+        `name` is a file name without ending. The table comes back from its file either way, with plain columns.
+        """
+        path = self.folder / self._resolve(key) / MEASURED / f"{name}.json"
+        if not path.is_file():
+            table = json.loads(measure().to_json(orient="split", index=False, double_precision=9))
+            lines = ",\n".join(json.dumps(row) for row in table["data"])
+            atomic_write(path, f'{{"columns": {json.dumps(table["columns"])}, "data": [\n{lines}\n]}}\n')
+        return pd.DataFrame(**json.loads(path.read_text("utf-8")))
+
     # writing ---------------------------------------------------------------------------------------------------
 
     def add(self, run: Run) -> Run:
@@ -180,7 +200,7 @@ class RunStore:
         self._clean()
         target = self.folder / run.key
         with atomic_folder(target) as staging:
-            write_run(run, staging, keep_full_weights=self.keep_full_weights)
+            write_run(run, staging, keep=self.keep)
         (self.folder / FAILED / f"{run.key}.json").unlink(missing_ok=True)
         run.folder = target
         return run

@@ -240,7 +240,7 @@ def _ray(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator
         max_retries=0,
         runtime_env={"env_vars": {"HADAMARD_PROGRESS": "0"}},
     )(attempt_run)
-    shared = RunStore(store.folder.resolve(), keep_full_weights=store.keep_full_weights)
+    shared = RunStore(store.folder.resolve(), keep=store.keep)
     pending = {task.remote(spec, shared): spec for spec in specs}
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1)

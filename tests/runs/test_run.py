@@ -150,14 +150,14 @@ def test_vectors_come_back_without_a_backbone(
 def test_whole_model_is_kept_only_on_request(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(adapter=ht.FullFineTuning())
     run(spec, tmp_path / "small")
-    run(spec, RunStore(tmp_path / "large", keep_full_weights=True))
+    run(spec, RunStore(tmp_path / "large", keep="everything"))
     assert {path.name for path in (tmp_path / "small" / spec.key).iterdir()} == FILES - {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
     small = RunStore(tmp_path / "small").run(spec.key)
     assert small.info["run_info"]["weights"].startswith("not kept")
-    with pytest.raises(DataError, match=r"not kept.*keep_full_weights=True"):
+    with pytest.raises(DataError, match=r'not kept.*keep="everything"'):
         small.restore()
     with pytest.raises(DataError, match="not kept"):
         RunStore(tmp_path / "small").vectors(spec.key)

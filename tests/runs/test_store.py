@@ -263,3 +263,40 @@ def test_failed_write_leaves_nothing(
 def test_two_readers_agree(done: RunStore) -> None:
     copies(done, 5)
     pd.testing.assert_frame_equal(done.load(), RunStore(str(done.folder)).load())
+
+
+def test_a_store_of_vectors_keeps_masks_but_no_matrices(tmp_path: Path, make_spec: MakeSpec) -> None:
+    store = RunStore(tmp_path, keep="vectors")
+    sparse = make_spec(adapter=ht.Pfeiffer(bottleneck=4, init="normal"), sparsity=ht.Sparsity("random", 0.5))
+    small = make_spec()
+    for spec in (sparse, small):
+        run(spec, store)
+    assert store.masks(sparse.key).density == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(DataError, match=r'vectors only.*keep="adapters"'):
+        store.run(sparse.key).restore()
+    assert store.vectors(small.key)
+    with pytest.raises(ArgumentError, match="keep='all'.*vectors"):
+        RunStore(tmp_path, keep="all")
+
+
+def test_what_was_measured_on_a_run_is_measured_once_and_read_back(
+    tmp_path: Path, make_spec: MakeSpec
+) -> None:
+    store, spec, asked = RunStore(tmp_path), make_spec(), []
+    run(spec, store)
+
+    def measure() -> pd.DataFrame:
+        asked.append(1)
+        return pd.DataFrame(
+            {"layers": ["0", "0,1", ""], "n": [1, 2, 3], "score": [0.25, float("nan"), 1 / 3]}
+        )
+
+    first = store.measured(spec.key, "removal", measure)
+    again = store.measured(spec.key[:8], "removal", measure)
+    assert len(asked) == 1
+    pd.testing.assert_frame_equal(first, again)
+    assert first["layers"].tolist() == ["0", "0,1", ""] and first["n"].sum() == 6
+    assert first["score"].tolist()[::2] == pytest.approx([0.25, 1 / 3]) and first["score"].isna().sum() == 1
+    assert store.keys() == [spec.key]
+    with pytest.raises(ArgumentError, match="is no run"):
+        store.measured("feed", "removal", measure)
