@@ -72,8 +72,8 @@ class RunStore:
     Many processes may read and write one store at a time. `keep` says which runs keep their trained weights; all else
     of a run, its masks among it, is kept in any case:
 
-    - `"vectors"`: runs whose adapter is made of vectors (Hadamard, (IA)³, norms, biases, the head alone). Such a store is
-      small enough to commit.
+    - `"vectors"`: runs whose adapter is made of vectors (Hadamard, (IA)³, norms, biases, the head alone); such a
+      store is small enough to commit.
     - `"adapters"`: all but those that train the whole backbone.
     - `"everything"`: those too (90 MB each for MiniLM).
     """

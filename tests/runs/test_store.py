@@ -275,7 +275,7 @@ def test_a_store_of_vectors_keeps_masks_but_no_matrices(tmp_path: Path, make_spe
     with pytest.raises(DataError, match=r'vectors only.*keep="adapters"'):
         store.run(sparse.key).restore()
     assert store.vectors(small.key)
-    with pytest.raises(ArgumentError, match="keep='all'.*vectors"):
+    with pytest.raises(ArgumentError, match=r"keep='all'.*vectors"):
         RunStore(tmp_path, keep="all")
 
 
@@ -295,8 +295,10 @@ def test_what_was_measured_on_a_run_is_measured_once_and_read_back(
     again = store.measured(spec.key[:8], "removal", measure)
     assert len(asked) == 1
     pd.testing.assert_frame_equal(first, again)
-    assert first["layers"].tolist() == ["0", "0,1", ""] and first["n"].sum() == 6
-    assert first["score"].tolist()[::2] == pytest.approx([0.25, 1 / 3]) and first["score"].isna().sum() == 1
+    assert first["layers"].tolist() == ["0", "0,1", ""]
+    assert first["n"].sum() == 6
+    assert first["score"].tolist()[::2] == pytest.approx([0.25, 1 / 3])
+    assert first["score"].isna().sum() == 1
     assert store.keys() == [spec.key]
     with pytest.raises(ArgumentError, match="is no run"):
         store.measured("feed", "removal", measure)
