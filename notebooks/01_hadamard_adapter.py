@@ -119,7 +119,7 @@ ht.studies.score_table(store).pivot_table(index="task", columns="method", values
 # a customary one.
 
 # %% tags=["nbval-check-output"]
-reference = ht.RunStore("../data/reference_runs")
+reference = ht.RunStore("../data/reference_runs").only("../data/reference_runs/spine.toml")
 scores = ht.studies.score_table(reference)
 scores = scores[scores["method"].isin(names)]
 cells = scores.groupby(["task", "metric", "method"])["score"].agg(["mean", "std", "count"])

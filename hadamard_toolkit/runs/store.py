@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,10 +82,24 @@ class RunStore:
         self.folder = Path(folder).expanduser()
         check_choice("keep", keep, KEEP)
         self.keep = keep
+        self._only: frozenset[str] | None = None
         if self.folder.exists() and not self.folder.is_dir():
             raise ArgumentError(
                 f"folder={str(folder)!r} is not allowed; it is a file, and a store is a folder"
             )
+
+    def only(self, runs: Iterable[RunSpec | str] | str | Path) -> RunStore:
+        """This store with nothing but these runs (specs or keys), or those of a plan file: one study's part of it.
+
+        store.only("data/reference_runs/spine.toml").load()
+        """
+        if isinstance(runs, str | Path):
+            from hadamard_toolkit.runs.plan import load_plan
+
+            runs = load_plan(runs)
+        part = RunStore(self.folder, keep=self.keep)
+        part._only = frozenset(run.key if isinstance(run, RunSpec) else self._resolve(run) for run in runs)
+        return part
 
     def __repr__(self) -> str:
         return f"RunStore({str(self.folder)!r}, {len(self)} runs)"
@@ -103,7 +117,9 @@ class RunStore:
 
     def __contains__(self, run: object) -> bool:
         key = run.key if isinstance(run, RunSpec) else run
-        return isinstance(key, str) and bool(KEY.fullmatch(key)) and (self.folder / key / RECORD).is_file()
+        if not isinstance(key, str) or not KEY.fullmatch(key) or not self._shown(key):
+            return False
+        return (self.folder / key / RECORD).is_file()
 
     def run(self, key: str) -> Run:
         """The run with this key, or with the only key that begins so. `ArgumentError` for none or several."""
@@ -167,7 +183,10 @@ class RunStore:
             return []
         with os.scandir(self.folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        return [self.folder / name for name in sorted(names) if name != FAILED]
+        return [self.folder / name for name in sorted(names) if name != FAILED and self._shown(name)]
+
+    def _shown(self, key: str) -> bool:
+        return self._only is None or key in self._only
 
     def _resolve(self, key: str) -> str:
         if key in self:

@@ -302,3 +302,19 @@ def test_what_was_measured_on_a_run_is_measured_once_and_read_back(
     assert store.keys() == [spec.key]
     with pytest.raises(ArgumentError, match="is no run"):
         store.measured("feed", "removal", measure)
+
+
+def test_a_part_of_a_store_is_a_store(done: RunStore, make_spec: MakeSpec, tmp_path: Path) -> None:
+    first, *_ = copies(done, 3)
+    part = done.only([make_spec(), replace(make_spec(), seed=99)])  # the second is not there
+    assert len(done) == 4
+    assert part.keys() == [make_spec().key]
+    assert set(part.load()["key"]) == {make_spec().key}
+    assert first not in part
+    assert first in done
+    with pytest.raises(ArgumentError, match="is no run"):
+        part.run(first.key)
+    assert done.only([first.key[:10]]).keys() == [first.key]
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[grid]]\ntasks = ["sst2"]\nadapters = ["Hadamard"]\nprotocol = "hadamard"\n')
+    assert done.only(plan).keys() == []
