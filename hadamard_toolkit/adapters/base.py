@@ -32,6 +32,8 @@ class SiteModule(nn.Module):
     gates: ClassVar[tuple[str, ...]] = ()  # names of parameters with the role "gate"
     projections: ClassVar[tuple[str, ...]] = ()  # names of the weight matrices that may be pruned
     frozen: tuple[str, ...] = ()  # names of parameters that are stored but never train
+    choosing: ClassVar[tuple[str, ...]] = ()  # names of parameters that enter through a softmax alone …
+    choices: int = 0  # … over so many
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         """`hidden` [..., width of the site], replaced. `inputs` is what the site's module read."""

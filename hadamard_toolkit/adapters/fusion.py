@@ -34,6 +34,7 @@ class Fusion(SiteModule):
     """
 
     projections = ("query", "key", "value")
+    choosing = ("query", "key")
 
     def __init__(self, width: int, tasks: Mapping[str, Bottleneck], *, reads_hidden: bool) -> None:
         super().__init__()
@@ -41,6 +42,7 @@ class Fusion(SiteModule):
         self.key = nn.Parameter(torch.randn(width, width) * 0.02)
         self.value = nn.Parameter(torch.full((width, width), 1e-6).fill_diagonal_(1.0))
         self.tasks = nn.ModuleDict(tasks)
+        self.choices = len(tasks)
         self.reads_hidden = reads_hidden
         self.frozen = tuple(f"tasks.{name}" for name, _ in self.tasks.named_parameters())
 
@@ -67,7 +69,7 @@ class AdapterFusion(Adapter):
     Two phases: train a `Pfeiffer` per task and `save` each; then `fuse(model, {"rte": folder, …})` attaches this and
     loads them, and training on the target task moves Q, K, V and the head alone. Or attach it and call
     `load_adapters`. Before that the adapters add nothing, and neither does the fusion. A file of a fusion holds
-    the adapters too.
+    the adapters too. In a `RunSpec`, `tasks` are names of tasks, and `run` does both phases.
 
     Parameters
     ----------

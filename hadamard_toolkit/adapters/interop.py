@@ -12,40 +12,45 @@ from transformers import PreTrainedModel
 from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import Adapter, norm_tunings
 from hadamard_toolkit.adapters.files import CONFIG, WEIGHTS
-from hadamard_toolkit.adapters.peft_formats import FORMATS, Tensors, with_norm
+from hadamard_toolkit.adapters.peft_formats import BEFORE, FORMATS, Tensors, with_norm
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import LayerNormTuning
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.sites import Sites, head_parameters
 
-_PREFIX = "base_model.model."
 _NORM = "ln_tuning_layers"
+_KNOWN = {known.peft_type: known for known in FORMATS.values()}
 
 
 def export_peft(attachment: Attachment, folder: str | Path) -> None:
-    """Write a LoRA, (IA)³, LayerNorm or Hadamard attachment as a stock `peft` folder, norms and head included.
+    """Write a LoRA, (IA)³, LayerNorm, prompt or Hadamard attachment as a stock `peft` folder, norms and head included.
 
     Load it with `peft.PeftModel.from_pretrained(model, folder)` on the same backbone: the logits are the same. A
     `Stack` of one of them and `LayerNormTuning` goes too. Fused projections become one wider factor or vector.
-    Hadamard is GLoRA there (Chavan et al. 2023; peft 0.20 or later).
+    Hadamard is GLoRA there (Chavan et al. 2023; peft 0.20 or later). A prompt stands in front of everything in peft,
+    and its rows stay in what the head reads: the logits are the same where the head reads the base model's pooler
+    (bert, albert), and in causal models on inputs without padding on the right, which a warning says.
 
     Raises `UnsupportedError` for other adapters and for what peft cannot say: gates, W before W_O (column scaling), a
     shift of a projection without bias, GLoRA on projections that are no `nn.Linear` (gpt2), depth steps that share one
-    module (albert).
+    module (albert), a prompt behind [CLS] or under a head that counts positions.
     """
     body = _body(attachment.adapter)
-    _check_steps(attachment.model)
+    own_format = FORMATS[type(body)] if body else None
+    if own_format is None or own_format.wraps or attachment.tunings:
+        _check_steps(attachment.model)
     state = attachment.state_dict()
     norms = {t.path: state[f"norm.{t.label}"] for t in attachment.tunings}
     saved = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
-    if body is None:
+    if own_format is None:
         config: dict[str, Any] = {"target_modules": sorted({name.rpartition(".")[0] for name in norms})}
-        peft_type = "LN_TUNING"
+        peft_type, before_model, before_own = "LN_TUNING", BEFORE, BEFORE
         tensors = {f".{_NORM}.".join(name.rsplit(".", 1)): value for name, value in norms.items()}
     else:
-        peft_type = FORMATS[type(body)].peft_type
-        config, tensors = FORMATS[type(body)].write(body, attachment.sites, state)
+        peft_type, before_model = own_format.peft_type, own_format.before_model
+        before_own = own_format.before_own
+        config, tensors = own_format.write(body, attachment.sites, state)
         saved |= norms
     config = {
         "peft_type": peft_type,
@@ -55,33 +60,33 @@ def export_peft(attachment: Attachment, folder: str | Path) -> None:
         **config,
         "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}),
     }
+    named = {before_own + name: value for name, value in tensors.items()}
+    named |= {before_model + name: value for name, value in saved.items()}
     with atomic_folder(Path(folder)) as staging:
         atomic_write(staging / CONFIG, json.dumps(config, indent=2) + "\n")
-        save_file(
-            {_PREFIX + name: v.contiguous().clone() for name, v in (tensors | saved).items()},
-            staging / WEIGHTS,
-        )
+        save_file({name: value.contiguous().clone() for name, value in named.items()}, staging / WEIGHTS)
 
 
 def import_peft(model: PreTrainedModel, folder: str | Path, *, seed: int = 0) -> Attachment:
     """Attach what stock `peft` saved in `folder` (`save_pretrained`, or `export_peft`), with the same function.
 
-    Reads LoRA, (IA)³, LayerNorm tuning, and GLoRA where it is a Hadamard adapter; norms and heads in
+    Reads LoRA, (IA)³, LayerNorm tuning, prompts, and GLoRA where it is a Hadamard adapter; norms and heads in
     `modules_to_save` come along, and a file without a head leaves the model's as it is. A LoRA on a fused projection
     becomes one on each of its parts. Only safetensors are read. `seed` fills what the file leaves open.
 
     Raises `ArgumentError` for a folder that holds no such files, `UnsupportedError` for methods and tensors that the
     toolkit has no equal for, `DataError` for files that do not fit the model.
     """
-    _check_steps(model)
     config, tensors = _read(Path(folder))
+    own_format = _KNOWN.get(config["peft_type"])
+    head, norms = _saved(model, tensors, tuning=own_format is None)
+    if own_format is None or own_format.wraps or norms:
+        _check_steps(model)
     sites = Sites(model)
-    head, norms = _saved(model, tensors, tuning=config["peft_type"] == "LN_TUNING")
-    formats = {known.peft_type: known for known in FORMATS.values()}
     adapter: Adapter | None = None
     state: Tensors = {}
-    if config["peft_type"] in formats:
-        adapter, state = formats[config["peft_type"]].read(config, tensors, sites)
+    if own_format is not None:
+        adapter, state = own_format.read(config, tensors, sites)
     if norms:
         norm_adapter, norm_state = _norm_tuning(sites, norms)
         state |= norm_state
@@ -130,7 +135,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Tensors]:
         raise DataError(f"{CONFIG} in folder={str(folder)!r} is not valid JSON: {error}") from None
     if not isinstance(config, dict) or "peft_type" not in config:
         raise ArgumentError(f"folder={str(folder)!r} holds no peft adapter: {CONFIG} has no peft_type")
-    known = [known.peft_type for known in FORMATS.values()] + ["LN_TUNING"]
+    known = [*_KNOWN, "LN_TUNING"]
     if config["peft_type"] not in known:
         raise UnsupportedError(
             f"peft_type {config['peft_type']!r} cannot be imported; {', '.join(known)} can"
@@ -139,7 +144,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], Tensors]:
         raise ArgumentError(
             f"folder={str(folder)!r} holds no {WEIGHTS} (a pickled adapter_model.bin is never read)"
         )
-    return config, {name.removeprefix(_PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+    own_format = _KNOWN.get(config["peft_type"])
+    before = own_format.before_model if own_format else BEFORE
+    return config, {name.removeprefix(before): value for name, value in load_file(folder / WEIGHTS).items()}
 
 
 def _saved(model: PreTrainedModel, tensors: Tensors, *, tuning: bool) -> tuple[Tensors, Tensors]:

@@ -7,6 +7,7 @@ attachment by their names there (`adapter.layers.3.query.A`). What `peft` cannot
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,19 +18,28 @@ from torch import Tensor, nn
 from hadamard_toolkit.adapters import ia3, lora
 from hadamard_toolkit.adapters.base import Adapter, Layers
 from hadamard_toolkit.adapters.hadamard import Hadamard
+from hadamard_toolkit.adapters.prompt import PromptTuning, is_causal
 from hadamard_toolkit.errors import DataError, UnsupportedError
 from hadamard_toolkit.sites import Site, Sites, features
 
 Tensors = dict[str, Tensor]
+BEFORE = "base_model.model."  # what peft puts in front of the names of a model that it wraps modules of
 
 
 @dataclass(frozen=True)
 class Format:
-    """`write` gives config entries and tensors for peft, `read` the adapter and its parameters back."""
+    """`write` gives config entries and tensors for peft, `read` the adapter and its parameters back.
+
+    `before_model` and `before_own` stand in front of the names of the model's parameters and of the method's tensors;
+    `wraps` says whether peft wraps modules of the layers.
+    """
 
     peft_type: str
     write: Callable[[Any, Sites, Tensors], tuple[dict[str, Any], Tensors]]
     read: Callable[[dict[str, Any], Tensors, Sites], tuple[Adapter, Tensors]]
+    before_model: str = BEFORE
+    before_own: str = BEFORE
+    wraps: bool = True
 
 
 def _grouped(sites: Sites, layers: Layers, targets: tuple[str, ...]) -> dict[str, list[Site]]:
@@ -272,6 +282,63 @@ def _read_hadamard(config: dict[str, Any], tensors: Tensors, sites: Sites) -> tu
     return Hadamard(layers, placement, None, vectors), state
 
 
+# Prompt tuning, which peft puts in front of everything ---------------------------------------------------------------
+
+_PROMPT = "prompt_embeddings"
+
+
+def _write_prompt(adapter: PromptTuning, sites: Sites, own: Tensors) -> tuple[dict[str, Any], Tensors]:
+    _check_prompt(sites)
+    if adapter.stands_behind_first(sites):
+        raise UnsupportedError(
+            f"stock peft puts a prompt in front of everything, and position={adapter.position!r} puts it behind [CLS]: "
+            'it cannot be exported; train PromptTuning(position="front")'
+        )
+    [prompt] = [value for name, value in own.items() if name.startswith("adapter.")]
+    config = {
+        "task_type": "SEQ_CLS",
+        "num_virtual_tokens": prompt.shape[0],
+        "token_dim": prompt.shape[1],
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return config, {_PROMPT: prompt}
+
+
+def _read_prompt(config: dict[str, Any], tensors: Tensors, sites: Sites) -> tuple[Adapter, Tensors]:
+    if config.get("task_type") != "SEQ_CLS":
+        raise UnsupportedError(
+            f"a prompt of task_type {config.get('task_type')!r} cannot be imported; one of 'SEQ_CLS' can"
+        )
+    _check_prompt(sites)
+    prompt = _take(tensors, _PROMPT)
+    return PromptTuning(len(prompt), position="front"), {"adapter.prompt.weight": prompt}
+
+
+def _check_prompt(sites: Sites) -> None:
+    """Raise `UnsupportedError` where a prompt in stock peft is another function, warn where padding decides it."""
+    name = type(sites.model).__name__
+    if not name.endswith("ForSequenceClassification"):
+        raise UnsupportedError(
+            f"prompts go to and from peft for sequence classification alone, not for {name}"
+        )
+    if sites.model.config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"stock peft hands a prompt over as embeddings, which {name} does not take in place of token ids"
+        )
+    if is_causal(sites):
+        warnings.warn(
+            f"stock peft hides token ids from {name}, which then reads the last position, be it padding: "
+            "the logits are the same for inputs padded on the left, or not at all",
+            stacklevel=4,
+        )
+    elif getattr(sites.base, "pooler", None) is None:
+        raise UnsupportedError(
+            f"stock peft leaves the prompt's rows to the head of {name}, which counts positions: it would read the "
+            "prompt for [CLS]; the toolkit takes them out"
+        )
+
+
 def with_norm(adapter: Adapter, norm: str, layers: Layers) -> Adapter | None:
     """`adapter` with these norms in its own `norm` field, or None where it has none that says so."""
     if isinstance(adapter, Hadamard) and adapter.layers == layers:
@@ -283,4 +350,7 @@ FORMATS: dict[type[Adapter], Format] = {
     lora.LoRA: Format("LORA", _write_lora, _read_lora),
     ia3.IA3: Format("IA3", _write_ia3, _read_ia3),
     Hadamard: Format("GLORA", _write_hadamard, _read_hadamard),
+    PromptTuning: Format(
+        "PROMPT_TUNING", _write_prompt, _read_prompt, before_model="base_model.", before_own="", wraps=False
+    ),
 }

@@ -214,15 +214,16 @@ class PromptTuning(Adapter):
         config = sites.model.config
         reader = base.encoder if config.is_encoder_decoder else base
         embeddings: nn.Module = reader.get_input_embeddings()
-        behind = self.position == "behind-first"
-        if self.position == "auto":
-            behind = not config.is_encoder_decoder and not getattr(
-                attention_of(sites, 0)[1], "is_causal", False
-            )
-        prompt = Prompt(self._vectors(embeddings), int(behind))
+        prompt = Prompt(self._vectors(embeddings), int(self.stands_behind_first(sites)))
         path = next(name for name, module in sites.model.named_modules() if module is embeddings)
         site = Site("prompt", None, path, embeddings, "output")
         yield _AtEmbeddings(site, prompt, reader=reader, base=base, limit=_positions(base))
+
+    def stands_behind_first(self, sites: Sites) -> bool:
+        """Whether the prompt goes behind the first token of the input in this model."""
+        if self.position != "auto":
+            return self.position == "behind-first"
+        return not sites.model.config.is_encoder_decoder and not is_causal(sites)
 
     def _vectors(self, embeddings: Any) -> Tensor:
         tokens, width = embeddings.weight.shape
@@ -234,6 +235,11 @@ class PromptTuning(Adapter):
             drawn = torch.randint(tokens, (self.length,))
             vectors: Tensor = embeddings(drawn.to(embeddings.weight.device))
             return vectors.float().to(drawn.device)
+
+
+def is_causal(sites: Sites) -> bool:
+    """Whether a position reads nothing behind it."""
+    return bool(getattr(attention_of(sites, 0)[1], "is_causal", False))
 
 
 def _positions(base: Any) -> int | None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.record import Run
@@ -23,6 +22,7 @@ from hadamard_toolkit.runs.store import RunStore, as_store
 
 if TYPE_CHECKING:
     from hadamard_toolkit.adapters.attachment import Attachment
+    from hadamard_toolkit.runs.fused import Sources
     from hadamard_toolkit.tasks.base import Task
     from hadamard_toolkit.training.features import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     """Train what `spec` says and return the finished run, `Run.attachment` included.
+
+    An `AdapterFusion` has two phases: first the adapters of its `tasks`, each a run of its own with the same backbone,
+    protocol and seed (found in the store or trained into it), then the fusion over them; see `fused.sources`.
 
     With a `store` (or its folder) the run is recorded there, and a run that is there already is read, not trained
     again; then `attachment` is None and `Run.restore` loads it. A failure is recorded with its reason and raised.
@@ -45,7 +48,7 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     if spec in store:
         return store.run(spec.key)
     try:
-        done = _train(spec)
+        done = _train(spec, store)
     except Exception as error:
         store.add_failure(spec, error)
         raise
@@ -54,20 +57,14 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     return done
 
 
-def _check_alone(spec: RunSpec) -> None:
-    """Refuse an adapter that other runs must have trained first: a spec says all there is to say about its run."""
-    from hadamard_toolkit.adapters.fusion import AdapterFusion
-    from hadamard_toolkit.adapters.stack import Stack
+def _train(spec: RunSpec, store: RunStore | None = None) -> Run:
+    from hadamard_toolkit.runs.fused import sources
 
-    parts = spec.adapter.adapters if isinstance(spec.adapter, Stack) else (spec.adapter,)
-    if any(isinstance(part, AdapterFusion) for part in parts):
-        raise UnsupportedError(
-            f"adapter={spec.adapter} cannot be run from a spec: it fuses adapters that other runs trained, and "
-            "untrained ones teach it nothing; use ht.fuse(model, {task: folder}) and ht.train"
-        )
+    with sources(spec, store) as under:
+        return _train_over(spec, under)
 
 
-def _train(spec: RunSpec) -> Run:
+def _train_over(spec: RunSpec, under: Sources) -> Run:
     from accelerate.utils import set_seed
 
     from hadamard_toolkit.adapters.attachment import attach
@@ -77,7 +74,6 @@ def _train(spec: RunSpec) -> Run:
     from hadamard_toolkit.training.loop import train
     from hadamard_toolkit.training.scoring import prune_for_run
 
-    _check_alone(spec)
     started, times = datetime.now(UTC), {"load": 0.0}
     environment.reset_peak_memory()
     with _timed(times, "total"):
@@ -93,12 +89,14 @@ def _train(spec: RunSpec) -> Run:
                 pretraining = adapt(model, spec.backbone, task, spec.protocol.pretraining)
                 set_seed(spec.seed)  # the same state whether it was done or found
         attachment = attach(model, spec.adapter, seed=spec.seed)
+        under.load(attachment)
         on_step = None
         if spec.sparsity is not None:
             with _timed(times, "sparsify"):
                 attachment, on_step = prune_for_run(
                     attachment, spec.sparsity, task, tokenizer, spec.protocol, seed=spec.seed
                 )
+                under.load(attachment)  # again: it may be a new one (the control with other initial weights)
         outcome = train(
             attachment,
             task,
@@ -114,6 +112,7 @@ def _train(spec: RunSpec) -> Run:
         "train_info": {
             **_details(outcome),
             **_sparsity(attachment),
+            **under.record(),
             "peak_memory": environment.peak_memory(),
         },
         "meta_info": {

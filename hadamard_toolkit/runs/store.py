@@ -76,6 +76,8 @@ class RunStore:
       store is small enough to commit.
     - `"adapters"`: all but those that train the whole backbone.
     - `"everything"`: those too (90 MB each for MiniLM).
+
+    Weights that a fusion needed and `keep` leaves out lie in `.sources`, which is no record and may be deleted.
     """
 
     def __init__(self, folder: str | Path, *, keep: str = "adapters") -> None:

@@ -158,7 +158,7 @@ def _scores(
     scores = {name: found[name].detach().cpu() for name in parameters}
     check_finite(scorer, scores)
     if first:  # later, all scores of a tensor may vanish because its partner is gone
-        check_rank(scorer, scores, {name: parameter.detach() for name, parameter in parameters.items()})
+        check_rank(scorer, scores, parameters, [i.module for i in attachment.insertions.values()])
     return {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.runs.record import label_of
 from hadamard_toolkit.runs.store import RunStore
 
 
@@ -68,3 +71,67 @@ def vector_table(store: RunStore, *, site: str = "attention_output") -> pd.DataF
     order = ["key", "task", "seed", "layer", "vector", "coordinate", "value"]
     table = pd.concat(parts, ignore_index=True)[order]
     return table.sort_values(order[1:-1], ignore_index=True)
+
+
+def sparse_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
+    """Headline scores of pruned runs and of what they are compared with, one row per run, for `score_against_sparsity`.
+
+    Columns: key, adapter (as code), task, scorer, sparsity (share removed), control, seed, score, nonzero (adapter
+    parameters that are not zero), n, train_rows. A run that is not pruned has sparsity 0 if another run prunes its
+    adapter; otherwise it is the control `"dense"` of the widest adapter of its method that is both pruned and whole in
+    the store, at the sparsity that would leave as much of that, and is left out where there is none.
+    """
+    runs = store.load()
+    runs = runs[runs["headline"] & (runs["split"] == split)].reset_index(drop=True)
+    pruning = [json.loads(text) or {} for text in runs["sparsity"]]
+    table = pd.DataFrame(
+        {
+            "key": runs["key"],
+            "adapter": [_adapter(text) for text in runs["adapter"]],
+            "task": runs["task"],
+            "scorer": [found.get("scorer", "dense") for found in pruning],
+            "sparsity": [float(found.get("sparsity", 0.0)) for found in pruning],
+            "control": [found.get("control") or "none" for found in pruning],
+            "seed": runs["seed"],
+            "score": runs["value"],
+            "nonzero": runs["nonzero_adapter"],
+            "n": runs["n"],
+            "train_rows": runs["train_rows"],
+        }
+    )
+    pruned = table["scorer"] != "dense"
+    for _, rows in table.groupby(runs["method"]):
+        unpruned = rows[~pruned[rows.index]]
+        own = unpruned["adapter"].isin(rows.loc[pruned[rows.index], "adapter"])
+        widest = unpruned[own].nlargest(1, "nonzero")
+        for row in unpruned.index[~own]:
+            if widest.empty:
+                table = table.drop(index=row)
+            else:
+                table.loc[row, "control"] = "dense"
+                table.loc[row, "adapter"] = widest["adapter"].iloc[0]
+                table.loc[row, "sparsity"] = 1 - table.loc[row, "nonzero"] / widest["nonzero"].iloc[0]
+    order = ["adapter", "task", "control", "scorer", "sparsity", "seed"]
+    return table.sort_values(order, ignore_index=True)
+
+
+def measured_table(store: RunStore, name: str) -> pd.DataFrame:
+    """The table `name` of every run that it was measured on, behind the run's key, task, method and seed.
+
+    `RunStore.measured` wrote it; nothing is measured here. `DataError` if there is no such table.
+    """
+    runs = store.load().drop_duplicates("key").sort_values(["task", "method", "seed", "key"])
+    parts = []
+    front = ["key", "task", "method", "seed"]
+    for values in runs[front].itertuples(index=False, name=None):
+        if (store.folder / values[0] / "measured" / f"{name}.json").is_file():
+            found = store.measured(values[0], name, pd.DataFrame)
+            fixed = dict(zip(front, values, strict=True))
+            parts.append(found.assign(**fixed)[[*front, *(c for c in found.columns if c not in front)]])
+    if not parts:
+        raise DataError(f"nothing of the name {name!r} was measured on the runs of {store!r}")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _adapter(text: str) -> str:
+    return label_of(adapter_from_dict(json.loads(text)))

@@ -99,7 +99,7 @@ def train(
         )
     stages = plan(attachment, protocol)
     parts = draw(task.splits, protocol, seed)
-    kind = _kind_of(task, tokenizer, protocol)
+    kind = kind_of(task, tokenizer, protocol)
     data = _Data(task, kind, parts)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
@@ -138,7 +138,8 @@ def train(
     )
 
 
-def _kind_of(task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Kind:
+def kind_of(task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Kind:
+    """What is particular to the kind of `task`."""
     if task.kind == "span":
         return Spans(task.text_columns, tokenizer, protocol)
     return Labelled(task.text_columns, tokenizer, protocol)

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment, attach
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
+from hadamard_toolkit.errors import ArgumentError, check_range
 from hadamard_toolkit.sparsity.batches import Batches
 from hadamard_toolkit.sparsity.controls import control
 from hadamard_toolkit.sparsity.prune import sparsify
@@ -18,7 +18,8 @@ from hadamard_toolkit.sparsity.schedule import GradualPruning
 from hadamard_toolkit.sparsity.scores import SCORERS
 from hadamard_toolkit.sparsity.spec import Sparsity, check_whole
 from hadamard_toolkit.tasks import Task
-from hadamard_toolkit.training.batching import Padding, tokenise
+from hadamard_toolkit.training.evaluation import inputs_of
+from hadamard_toolkit.training.loop import kind_of
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.splits import draw
 
@@ -33,32 +34,32 @@ def draw_batches(
     batch_size: int = 32,
     seed: int = 0,
     max_length: int = 128,
+    stride: int | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """`examples` training rows of `task`, drawn with `seed` and put into batches of like length, for `sparsify`.
 
-    `rows` limits the draw to these positions of the training split (a run draws from what it trains on, never from its
-    validation rows). The batches know their seed, task and rows, and `Masks.provenance` keeps that.
-    Raises `ArgumentError` for more examples than there are, `UnsupportedError` for a task of spans.
+    Of a span task they are questions, and the batches hold every window over their contexts (`max_length` and `stride`
+    as in `Protocol`), as training does: the loss is the mean of start and end cross-entropy, and a window without
+    the answer points at [CLS]. `rows` limits the draw to these positions of the training split (a run draws from
+    what it trains on, never from its validation rows). The batches know their seed, task and rows, and
+    `Masks.provenance` keeps that. Raises `ArgumentError` for more examples than there are.
     """
     for name, value in (("examples", examples), ("batch_size", batch_size)):
         check_whole(name, value, 1)
     check_whole("seed", seed, 0)
     check_range("max_length", max_length, least=3)
-    if task.kind == "span":
-        raise UnsupportedError(
-            f"task {task.name!r} is of kind 'span'; draw_batches does classification and regression"
-        )
     pool = np.arange(len(task.splits["train"])) if rows is None else np.sort(np.asarray(rows))
     if examples > len(pool):
         raise ArgumentError(
             f"examples={examples} is not allowed; there are {len(pool)} training rows to draw from"
         )
     drawn = np.sort(np.random.default_rng([seed, _STREAM]).permutation(pool)[:examples])
-    found = tokenise(task.splits["train"].select(drawn), task.text_columns, tokenizer, max_length)
+    kind = kind_of(task, tokenizer, Protocol(max_length=max_length, stride=stride))
+    found = kind.encode(task.splits["train"].select(drawn))
     order = np.argsort(found.lengths, kind="stable")
-    pad = Padding(tokenizer)
-    groups = [order[start : start + batch_size] for start in range(0, examples, batch_size)]
+    groups = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+    made = [kind.collate(found.__getitems__(group)) for group in groups]
     origin = {
         "data_seed": seed,
         "task": task.name,
@@ -66,7 +67,9 @@ def draw_batches(
         "batch_size": batch_size,
         "max_length": max_length,
     }
-    return replace(Batches.of(pad(found.__getitems__(group.tolist())) for group in groups), origin=origin)
+    if task.kind == "span":
+        origin |= {"questions": examples, "stride": stride}
+    return replace(Batches.of(inputs_of(batch) | kind.targets(batch) for batch in made), origin=origin)
 
 
 def prune_for_run(
@@ -102,6 +105,7 @@ def prune_for_run(
             batch_size=sparsity.batch_size,
             seed=seed if sparsity.data_seed is None else sparsity.data_seed,
             max_length=protocol.max_length,
+            stride=protocol.stride,
             rows=draw(task.splits, protocol, seed)["train"].rows,
         )
     masks = sparsify(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +44,8 @@ model back bit for bit; a number: it is refused for this reason (`UnsupportedErr
 *Identity*: the logits of the freshly attached model are the base model's, bit for bit. *Merges*: `attachment.merge()`
 gives a plain model with the same logits to 1e-5 (where no part is inserted, there is nothing to fold). *To peft*:
 `ht.export_peft` writes a folder in stock peft's format, and `ht.import_peft` reads it back with the same logits. Both
-hold on all architectures that are not named. Parameters: trained and stored on BERT-base, without the head.
+hold on all architectures that are not named; *if* names those where a warning says under which condition. Parameters:
+trained and stored on BERT-base, without the head.
 """
 
 
@@ -55,6 +57,7 @@ class Row:
     identity: set[bool] = field(default_factory=set)
     merges: dict[str, str | None] = field(default_factory=dict)
     exports: dict[str, str | None] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)  # of exports, as their warnings say
 
 
 def defaults() -> dict[str, Adapter]:
@@ -86,14 +89,21 @@ def observe(adapter: Adapter) -> Row:
         shake(attachment)
         expected = logits(model)
         with tempfile.TemporaryDirectory() as folder:
-            row.exports[architecture] = _refusal(partial(ht.export_peft, attachment, Path(folder) / "peft"))
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", UserWarning)
+                export = partial(ht.export_peft, attachment, Path(folder) / "peft")
+                row.exports[architecture] = _refusal(export)
+            if said:
+                row.conditions[architecture] = _unnamed(str(said[0].message))
             row.merges[architecture] = _refusal(attachment.merge)
             torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
             attachment.detach()
             assert list(model.state_dict()) == list(weights)
             assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
             if row.exports[architecture] is None:
-                ht.import_peft(model, Path(folder) / "peft")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # the export has said the same
+                    ht.import_peft(model, Path(folder) / "peft")
                 torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
     return row
 
@@ -102,8 +112,13 @@ def _refusal(attempt: Callable[[], object]) -> str | None:
     try:
         attempt()
     except UnsupportedError as error:
-        return re.sub(r"^\S+\(.*\) has no export", "it has no export", str(error))
+        return re.sub(r"^\S+\(.*\) has no export", "it has no export", _unnamed(str(error)))
     return None
+
+
+def _unnamed(reason: str) -> str:
+    """The same reason for every model class."""
+    return re.sub(r"\w+ForSequenceClassification", "this model", reason)
 
 
 class Notes:
@@ -125,10 +140,15 @@ def _everywhere(seen: dict[str, str | None], notes: Notes) -> str:
         return "✓"
     if len(refused) == len(seen):
         return f"– {notes.cite(next(iter(refused.values())))}"
+    return "✓, not " + _where(refused, notes)
+
+
+def _where(reasons: dict[str, str], notes: Notes) -> str:
+    """Architectures by their reason, each with its number."""
     where: dict[str, list[str]] = {}
-    for architecture, reason in refused.items():
+    for architecture, reason in reasons.items():
         where.setdefault(notes.cite(reason), []).append(architecture)
-    return "✓, not " + ", ".join(f"{', '.join(names)} {number}" for number, names in where.items())
+    return ", ".join(f"{', '.join(names)} {number}" for number, names in where.items())
 
 
 def support_table() -> str:
@@ -144,6 +164,8 @@ def support_table() -> str:
         cells = ["✓" if reason is None else notes.cite(reason) for reason in row.works.values()]
         identity = "✓" if row.identity == {True} else "–"
         everywhere = [_everywhere(seen, notes) for seen in (row.merges, row.exports)]
+        if row.conditions:
+            everywhere[1] += "; if: " + _where(row.conditions, notes)
         lines.append([name, *cells, identity, *everywhere, f"{trained:,}", f"{stored:,}"])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     reasons = "\n".join(f"{number}. {reason}" for number, reason in enumerate(notes.reasons, start=1))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError
 from hadamard_toolkit.runs.record import Run, label_of, method_name
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
@@ -208,13 +208,6 @@ def test_bad_specs_fail_with_one_clear_error(make_spec: MakeSpec, tmp_path: Path
     with pytest.raises(ArgumentError, match="maskable='projections'"):
         run(make_spec(sparsity=Sparsity("snip", 0.5, examples=16, batch_size=16)), tmp_path)
     assert len(RunStore(tmp_path).failed()) == 3
-
-
-def test_a_fusion_is_not_run_over_untrained_adapters(make_spec: MakeSpec, tmp_path: Path) -> None:
-    fusion = ht.AdapterFusion(tasks=("a", "b"))
-    for adapter in (fusion, ht.Stack(ht.LoRA(), fusion)):
-        with pytest.raises(UnsupportedError, match=r"cannot be run from a spec.*ht\.fuse"):
-            run(make_spec(adapter=adapter), tmp_path / "store")
 
 
 def test_names_of_adapters() -> None:

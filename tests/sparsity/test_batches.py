@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.sparsity.batches import Batches
+from hadamard_toolkit.sparsity.scores import SCORERS, Scene, scoring
 from tests.architectures import tiny_batch, tiny_config
 from tests.sparsity.tiny import attached
-from tests.training.tiny import tiny_task, tiny_tokenizer
+from tests.training.test_spans import encode, span_task
+from tests.training.tiny import GOOD, tiny_bert, tiny_task, tiny_tokenizer
 
 
 def drawn(**choices: Any) -> Batches:
@@ -62,11 +65,64 @@ def test_bad_draws_are_refused() -> None:
         Batches.of([torch.ones(2)])  # type: ignore[list-item]
 
 
-def test_span_tasks_are_refused() -> None:
-    task = tiny_task()
-    object.__setattr__(spans := replace(task), "kind", "span")
-    with pytest.raises(UnsupportedError, match="kind 'span'"):
-        ht.draw_batches(spans, tiny_tokenizer())
+def test_spans_are_drawn_as_windows() -> None:
+    """All windows of the questions drawn, with the places that training points at."""
+    task, tokenizer = span_task(), tiny_tokenizer()
+    batches = ht.draw_batches(task, tokenizer, examples=12, batch_size=8, seed=3, max_length=16, stride=4)
+    rows = task.splits["train"].select(np.sort(np.random.default_rng([3, 2]).permutation(96)[:12]))
+    questions = encode(rows, tokenizer)
+    assert batches.examples == len(questions) > 12
+    assert set(batches[0]) == {"input_ids", "attention_mask", "start_positions", "end_positions"}
+    order = np.argsort(questions.lengths, kind="stable")
+    for name, column in (("start_positions", 0), ("end_positions", 1)):
+        drawn_places = torch.cat([batch[name] for batch in batches])
+        assert drawn_places.tolist() == questions.labels[order, column].tolist()
+    for batch in batches:
+        for ids, start, end in zip(
+            *(batch[n] for n in ("input_ids", "start_positions", "end_positions")), strict=True
+        ):
+            assert start == end
+            assert tokenizer.convert_ids_to_tokens(int(ids[start])) in ("[CLS]", *GOOD)
+    record = batches.record()
+    assert (record["questions"], record["examples"], record["stride"]) == (12, len(questions), 4)
+
+
+@pytest.mark.parametrize("scorer", ["snip", "grasp"])
+def test_spans_drawn_from_a_task_are_scored_by_their_loss(scorer: str) -> None:
+    """|θ ∂L/∂θ| and θ H g of the mean over windows of (start + end cross-entropy) / 2, by hand."""
+    model = tiny_bert(head="span").eval()
+    attachment = ht.attach(model, ht.Houlsby(bottleneck=2, init="normal", activation="gelu", layers=(0,)))
+    batches = ht.draw_batches(
+        span_task(), tiny_tokenizer(), examples=6, batch_size=4, max_length=16, stride=4
+    )
+    own = {n: p for n, p in attachment.named_parameters("adapter").items() if n.endswith(".weight")}
+
+    def loss() -> torch.Tensor:
+        total = torch.zeros(())
+        for batch in batches:
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            for logits, name in (
+                (output.start_logits, "start_positions"),
+                (output.end_logits, "end_positions"),
+            ):
+                total = total - logits.log_softmax(-1).gather(1, batch[name][:, None]).sum() / 2
+        return total / batches.examples
+
+    with sdpa_kernel(SDPBackend.MATH):
+        first = torch.autograd.grad(loss(), list(own.values()), create_graph=True)
+        if scorer == "grasp":
+            along = sum(((g * g.detach()).sum() for g in first), torch.zeros(()))
+            first = torch.autograd.grad(along, list(own.values()))
+    expected = {name: own[name].detach() * g.detach() for name, g in zip(own, first, strict=True)}
+    if scorer == "snip":
+        expected = {name: value.abs() for name, value in expected.items()}
+    kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in own.items()}
+    with scoring(attachment, list(own.values())):
+        found = SCORERS[scorer].score(Scene(attachment, own, kept, batches, 0))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-7)
+    masks = ht.sparsify(attachment, scorer=scorer, sparsity=0.5, batches=batches, scope="tensor")
+    assert masks.removed == masks.entries // 2
 
 
 def test_batches_of_spans_can_be_scored() -> None:

@@ -230,6 +230,12 @@ ZERO = r"up\.weight.*zero-initialised.*init=\"normal\".*warmup_steps"
         (ht.LoRA(rank=2), "grasp", r"query\.B.*zero-initialised"),
         (ht.LoRA(rank=2), "magnitude", r"query\.B.*zero-initialised"),
         (NormedAdapter(), "synflow", r"down\.weight.*LayerNorm.*choose another scorer"),
+        (
+            ht.AdapterFusion(("one",)),
+            "synflow",
+            r"query', 'adapter.*softmax alone.*over one adapter.*fuse two",
+        ),
+        (ht.AdapterFusion(("one",)), "snip", r"query', 'adapter.*softmax alone.*over one adapter.*fuse two"),
     ],
 )
 def test_scores_that_cannot_rank_are_refused_with_cause_and_cure(
@@ -372,6 +378,30 @@ def test_scores_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch)
         attachment.model.classifier.weight.fill_(torch.inf)
     with pytest.raises(DataError, match="the loss on a scoring batch is"):
         ht.sparsify(attachment, scorer="snip", sparsity=0.5, batches=batches())
+
+
+def test_a_fusion_is_told_what_stops_its_scores() -> None:
+    """A softmax that one adapter wins outright, or adapters that were never loaded; there is no LayerNorm in it."""
+    adapter = ADAPTERS["fusion"]
+    attachment = attached(adapter)
+    part = attachment.insertions["layers.1.ffn_residual"].module
+    with torch.no_grad():
+        part.get_parameter("tasks.two.up.bias").fill_(1e4)  # one layer is enough
+    with pytest.raises(DegenerateScores, match="saturated when all weights are") as synflow:
+        ht.sparsify(attachment, scorer="synflow", sparsity=0.5)
+    names = ("adapter.layers.1.ffn_residual.query", "adapter.layers.1.ffn_residual.key")
+    assert f"entries of {names[0]!r}, {names[1]!r} the same score" in str(synflow.value)
+    values = tuple(f"adapter.layers.{layer}.ffn_residual.value" for layer in range(3))
+    with pytest.warns(
+        UserWarning, match="for their position"
+    ):  # fresh values are 1e-6 wherever they are not 1
+        masks = ht.sparsify(attachment, scorer="synflow", sparsity=0.5, maskable=values)
+    assert masks.removed == 3 * 128, "the cure"
+
+    nothing = ht.attach(attached(adapter).detach(), adapter)
+    for scorer in ("synflow", "snip"):
+        with pytest.raises(DegenerateScores, match=r"'tasks\.one\.up\.weight'.*never loaded.*load_adapters"):
+            ht.sparsify(nothing, scorer=scorer, sparsity=0.5, batches=batches())
 
 
 def test_synflow_names_what_it_cannot_reach() -> None:
