@@ -49,7 +49,7 @@ def save(
     name: str,
     *,
     table: pd.DataFrame,
-    folder: str | Path = "figures",
+    folder: str | Path | None = None,
     profile: str | None = None,
     caption: str | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -60,19 +60,15 @@ def save(
     profile into the PDF's and PNG's own metadata. `caption` and `notes` (JSON values: seeds, run keys, …) too.
     `profile` defaults to `$HADAMARD_PROFILE`, else `smoke`. A smoke figure carries a mark in its corner.
 
-    A relative `folder` starts at the root of the checkout when the working folder is inside it, else at the working
-    folder; in the smoke profile it lies under `build/` there, so the reference set is not touched. An absolute one is
-    taken as it is. Raises `ArgumentError` where a smoke figure would replace one of another profile, and for a name
-    that is not a plain file name.
+    `folder` defaults to `$HADAMARD_FIGURES`, else `figures`. A relative one starts at the root of the checkout when the
+    working folder is inside it, else at the working folder; in the smoke profile it lies under `build/` there, so the
+    reference set is not touched. An absolute one is taken as it is. Raises `ArgumentError` where a smoke figure would
+    replace one of another profile, and for a name that is not a plain file name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise ArgumentError(
-            f"name={name!r} is not allowed; letters, digits, '_', '-' and '.' make a figure's name"
-        )
-    profile = profile or os.environ.get("HADAMARD_PROFILE") or SMOKE
-    target = _place(Path(folder), profile)
+    check_name(name)
+    target, profile = target_folder(folder, profile)
     files = Saved(*(target / f"{name}.{ending}" for ending in ("pdf", "png", "json")))
-    _refuse_to_replace(files.json, profile)
+    refuse_smoke(files.json, profile)
 
     record = _provenance(name, table, profile, caption, notes)
     known = f"profile={profile} table_sha256={record['table']['sha256']}"
@@ -89,15 +85,27 @@ def save(
     return files
 
 
-def _place(folder: Path, profile: str) -> Path:
-    if folder.is_absolute():
-        return folder
+def check_name(name: str) -> None:
+    """`ArgumentError` for a name that is not a plain file name."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ArgumentError(
+            f"name={name!r} is not allowed; letters, digits, '_', '-' and '.' make a figure's name"
+        )
+
+
+def target_folder(folder: str | Path | None, profile: str | None) -> tuple[Path, str]:
+    """Where a figure of this profile goes, and the profile; see `save`."""
+    profile = profile or os.environ.get("HADAMARD_PROFILE") or SMOKE
+    chosen = Path(folder or os.environ.get("HADAMARD_FIGURES") or "figures")
+    if chosen.is_absolute():
+        return chosen, profile
     here = Path.cwd()
     root = CHECKOUT if in_checkout() and here.resolve().is_relative_to(CHECKOUT) else here
-    return root / "build" / folder if profile == SMOKE else root / folder
+    return (root / "build" / chosen if profile == SMOKE else root / chosen), profile
 
 
-def _refuse_to_replace(record: Path, profile: str) -> None:
+def refuse_smoke(record: Path, profile: str) -> None:
+    """`ArgumentError` where a smoke figure would replace one of another profile."""
     if profile != SMOKE or not record.is_file():
         return
     present = json.loads(record.read_text(encoding="utf-8")).get("profile")

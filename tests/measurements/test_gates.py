@@ -36,7 +36,7 @@ def test_gates_of_a_run_come_out_the_same_with_and_without_its_weights(
 
 
 def test_a_run_that_comes_out_otherwise_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
-    store = ht.RunStore(tmp_path, keep="vectors")
+    store = ht.RunStore(tmp_path / "store", keep="vectors")
     spec = make_spec(adapter=ht.LoRA(), protocol=replace(make_spec().protocol, head="trained"))
     ht.run(spec, store)
     run = store.run(spec.key)
@@ -48,14 +48,14 @@ def test_a_run_that_comes_out_otherwise_is_refused(make_spec: MakeSpec, tmp_path
 def test_what_does_not_apply_is_refused_and_the_command_goes_on(
     make_spec: MakeSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = ht.RunStore(tmp_path)
+    store = ht.RunStore(tmp_path / "store")
     specs = [make_spec(seed=seed) for seed in (0, 1)]
     ht.sweep(specs, store)
     with pytest.raises(ArgumentError, match=r"\(Hadamard\) has no gates"):
         measure("gates", store.run(specs[0].key), store)
     with pytest.raises(ArgumentError, match=r"name='gate'.*gates"):
         measure("gate", store.run(specs[0].key), store)
-    assert main(["measure", "gates", "--seed", "1", "--store", str(tmp_path)]) == 0
+    assert main(["measure", "gates", "--seed", "1", "--store", str(tmp_path / "store")]) == 0
     said = capsys.readouterr().out
     assert said.startswith(specs[1].key)
     assert "left out" in said

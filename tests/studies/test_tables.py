@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.studies import history_table, score_table, vector_table
+from hadamard_toolkit.studies import history_table, measured_table, score_table, sparse_table, vector_table
 
 
 @pytest.fixture
@@ -56,3 +57,44 @@ def test_an_empty_store_gives_empty_tables(tmp_path: Path) -> None:
     empty = ht.RunStore(tmp_path)
     assert score_table(empty).empty
     assert history_table(empty).columns.tolist()[-2:] == ["metric", "value"]
+
+
+def test_sparse_table_tells_masks_controls_and_the_small_dense_adapter_apart(
+    make_spec: Callable[..., ht.RunSpec], tmp_path: Path
+) -> None:
+    store, wide = ht.RunStore(tmp_path / "sparse", keep="vectors"), ht.Pfeiffer(bottleneck=8, init="normal")
+    pruned = ht.Sparsity("random", 0.5)
+    specs = [
+        make_spec(adapter=wide),
+        make_spec(adapter=wide, sparsity=pruned),
+        make_spec(adapter=wide, sparsity=ht.Sparsity("random", 0.5, control="shuffled")),
+        make_spec(adapter=ht.Pfeiffer(bottleneck=4, init="normal")),
+        make_spec(adapter=ht.HeadOnly()),
+    ]
+    ht.sweep(specs, store)
+    table = sparse_table(store).set_index("key")
+    assert list(table.columns[:6]) == ["adapter", "task", "scorer", "sparsity", "control", "seed"]
+    assert specs[4].key not in table.index, "never pruned"
+    assert set(table["adapter"]) == {'Pfeiffer(bottleneck=8, init="normal")'}
+    found = {spec.key: tuple(table.loc[spec.key, ["scorer", "sparsity", "control"]]) for spec in specs[:3]}
+    assert list(found.values()) == [
+        ("dense", 0.0, "none"),
+        ("random", 0.5, "none"),
+        ("random", 0.5, "shuffled"),
+    ]
+    small = table.loc[specs[3].key]
+    assert (small["scorer"], small["control"]) == ("dense", "dense")
+    assert small["sparsity"] == pytest.approx(1 - small["nonzero"] / table.loc[specs[0].key, "nonzero"])
+    assert table.loc[specs[1].key, "nonzero"] < table.loc[specs[0].key, "nonzero"]
+    alone = store.only([specs[1], specs[3]])
+    assert list(sparse_table(alone)["key"]) == [specs[1].key], "no whole adapter to measure the small one by"
+
+
+def test_what_was_measured_comes_back_beside_its_run(store: ht.RunStore) -> None:
+    with pytest.raises(DataError, match="nothing of the name 'width'"):
+        measured_table(store, "width")
+    first = score_table(store)["key"].iloc[0]
+    store.measured(first, "width", lambda: pd.DataFrame({"seed": [9], "width": [16.5]}))
+    table = measured_table(store, "width")
+    assert table.columns.tolist() == ["key", "task", "method", "seed", "width"]
+    assert table.values.tolist() == [[first, "sst2", "Hadamard", 0, 16.5]]

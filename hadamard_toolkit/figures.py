@@ -1,0 +1,55 @@
+"""`hadamard figures`: every paper figure again, from the store."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from collections.abc import Iterator
+from contextlib import chdir, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+from hadamard_toolkit.errors import ArgumentError, check_choice
+from hadamard_toolkit.paths import CHECKOUT, in_checkout
+from hadamard_toolkit.plotting.style import WIDTHS
+
+# The notebooks that read runs and train nothing; the last one draws what the earlier ones do not.
+NOTEBOOKS = (
+    "05_why_hadamard",
+    "06_layer_pruning",
+    "07_cross_task_similarity",
+    "08_mask_statistics",
+    "09_shared_adapters",
+    "10_paper_figures",
+)
+
+
+def draw_all(
+    store: str | Path | None = None, folder: str | Path | None = None, venue: str = "neurips"
+) -> Iterator[str]:
+    """Run the study notebooks as scripts, one after the other; yields the name of each when it is done.
+
+    Their figures (.pdf, .png, .json) and tables (.tex, .md) go to `folder`, by default `figures/` of the checkout. The
+    runs are those of `store`, by default the committed reference runs. `venue` is a key of `plotting.WIDTHS`. Raises
+    `ArgumentError` outside a checkout, for the notebooks are part of it, not of the installed package.
+    """
+    check_choice("venue", venue, WIDTHS)
+    notebooks = CHECKOUT / "notebooks"
+    if not in_checkout():
+        raise ArgumentError(
+            "figures are made by the notebooks of a checkout of the repository, and this is none"
+        )
+    chosen = {"HADAMARD_VENUE": venue, "MPLBACKEND": "agg"}
+    if store is not None:
+        chosen["HADAMARD_STORE"] = str(Path(store).expanduser().resolve())
+    if folder is not None:
+        chosen["HADAMARD_FIGURES"] = str(Path(folder).expanduser().resolve())
+    for name in NOTEBOOKS:
+        with (
+            mock.patch.dict(os.environ, chosen),
+            chdir(notebooks),
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            redirect_stdout(nowhere),  # what notebooks print is for their readers
+        ):
+            runpy.run_path(str(notebooks / f"{name}.py"), run_name="__figures__")
+        yield name

@@ -1,0 +1,172 @@
+# %% [markdown]
+# # Paper figures: everything that the store has to show
+#
+# Which figures and tables of a paper do the runs of this store give? The other notebooks read theirs where the question is asked; the ones
+# of training itself (scores, curves, vectors) are drawn here, and all of them are shown at the end. `hadamard figures` runs this notebook
+# and the studies before it, so that every figure is made again from the store: vector PDF with embedded fonts, PNG, and a JSON that
+# says where the numbers come from; tables in LaTeX and Markdown beside them. The same store gives the same bytes.
+#
+# `VENUE` sets the width: an ACL column or page, the NeurIPS text block, a slide. `HADAMARD_STORE` draws your own runs instead,
+# `HADAMARD_FIGURES` names another folder.
+
+# %%
+import os
+
+STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
+PLANS = "../data/reference_runs"
+VENUE = os.environ.get("HADAMARD_VENUE", "neurips")
+
+# %%
+import json
+from pathlib import Path
+
+import pandas as pd
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.runs.plan import load_plan
+
+store = ht.RunStore(STORE)
+print(f"{VENUE}: {ht.plotting.WIDTHS[VENUE]} inches")
+
+
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(task=table["task"].str.removeprefix("embedded/"))
+
+
+# %% [markdown]
+# ## What a parameter buys
+#
+# Every method on SST-2 with 1,000 training rows, at learning rates picked on held-out rows ([notebook 02](02_adapter_zoo.ipynb)).
+
+# %%
+FAMILIES = {
+    "own weights": ("HeadOnly", "LayerNormTuning", "BitFit", "FullFineTuning"),
+    "vectors": ("Hadamard", "IA3"),
+    "low rank": ("LoRA",),
+    "bottleneck": ("Houlsby", "Pfeiffer", "ParallelAdapter"),
+    "prompts": ("PrefixTuning", "PromptTuning"),
+    "combined": ("MAM", "UniPELT"),
+}
+family = {method: name for name, methods in FAMILIES.items() for method in methods}
+glue = store.only(f"{PLANS}/glue.toml")
+runs = pd.concat([part.load() for part in (glue, store.only(f"{PLANS}/zoo.toml"))])
+runs = runs.query("headline and split == 'test'").assign(family=runs["method"].map(family))
+runs = runs.rename(columns={"trained": "parameters", "value": "score"})
+columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
+zoo = runs.loc[runs["task"] == "sst2", columns].sort_values(columns[:4], ignore_index=True)
+figure = ht.plotting.score_against_parameters(zoo, venue=VENUE, metric="Accuracy")
+caption = "Every method on SST-2 with 1,000 training rows: score against trained parameters"
+ht.plotting.save(figure, "adapter_zoo", table=zoo, profile="reference", caption=caption)
+figure
+
+# %% [markdown]
+# As a table, with every task that has runs; a cell without runs says so.
+
+# %% tags=["nbval-check-output"]
+cells = runs.groupby(["method", "task"])["score"].agg(["mean", "std", "count"])
+cells = pd.Series(
+    [
+        f"{100 * m:.1f} ± {100 * s:.1f} ({n:.0f})" if n > 1 else f"{100 * m:.1f} (1)"
+        for m, s, n in cells.values
+    ],
+    cells.index,
+)
+planned = pd.DataFrame([(type(s.adapter).__name__, s.task) for s in load_plan(f"{PLANS}/glue.toml")])
+table = cells.unstack("task").reindex(columns=list(dict.fromkeys(planned[1])))
+table = table.reindex(
+    [method for methods in FAMILIES.values() for method in methods if method in table.index]
+)
+for method, task in planned.drop_duplicates().itertuples(index=False):
+    if method in table.index and pd.isna(table.loc[method, task]):
+        table.loc[method, task] = "not run"
+caption = "1,000 training rows of each task, official dev set, metric of GLUE times 100: mean ± sd (seeds)"
+ht.plotting.save_table(table.fillna("–"), "scores_glue", caption=caption, profile="reference")
+print(table.fillna("–").to_string())
+
+# %% [markdown]
+# ## Hadamard and its controls
+#
+# Eight embedded tasks and SST-2 ([notebook 01](01_hadamard_adapter.ipynb)): scores, the course of the two stages, and what was learned.
+
+# %%
+spine = store.only(f"{PLANS}/spine.toml")
+names = ["HeadOnly", "LayerNormTuning", "Hadamard", "FullFineTuning"]
+scores = short(ht.studies.score_table(spine))
+scores = scores.sort_values("method", key=lambda column: column.map(names.index), kind="stable")
+scores = scores[["task", "method", "seed", "metric", "score", "n", "train_rows"]]
+figure = ht.plotting.score_by_method(scores, venue=VENUE)
+caption = "Hadamard against the head alone, the norms alone and full fine-tuning"
+ht.plotting.save(figure, "hadamard_against_controls", table=scores, profile="reference", caption=caption)
+figure
+
+# %%
+curves = short(ht.studies.history_table(spine))
+curves = curves[curves["task"].isin(["sst2", "tweets-polarity", "tweets-intensity"])]
+curves = curves[curves["split"] == "validation"]
+curves = curves.sort_values("method", key=lambda column: column.map(names.index), kind="stable")
+figure = ht.plotting.training_curves(curves, venue=VENUE)
+caption = "Two-stage training, scored on held-out rows"
+ht.plotting.save(figure, "hadamard_training_curves", table=curves, profile="reference", caption=caption)
+figure
+
+# %%
+vectors = short(ht.studies.vector_table(spine))
+vectors = vectors[vectors["task"].str.endswith("polarity")]
+vectors = vectors.assign(task=vectors["task"].str.removesuffix("-polarity"))
+figure = ht.plotting.vectors_by_layer(vectors, venue=VENUE)
+caption = "Learned W − 1 and b of the Hadamard adapter, by layer and task"
+ht.plotting.save(figure, "hadamard_vectors_by_layer", table=vectors, profile="reference", caption=caption)
+figure
+
+# %% [markdown]
+# ## Few labels, few weights
+#
+# UniPELT and its variants with K rows ([notebook 03](03_unipelt_and_prompts.ipynb)); pruned adapters with their controls
+# ([notebook 04](04_sparse_adapters.ipynb)).
+
+# %%
+METHODS = {
+    ht.HeadOnly(): "HeadOnly",
+    ht.UniPELT(gated=None): "UniPELT, no gates",
+    ht.UniPELT(): "UniPELT",
+    ht.prompt_unipelt(): "PromptTuning + UniPELT",
+    ht.ia3_prefix_bottleneck(): "(IA)³ + prefix + bottleneck",
+    ht.stacked_unipelt(): "UniPELT × 3",
+}
+plan = {spec.key: spec for spec in load_plan(f"{PLANS}/unipelt.toml")}
+few = ht.studies.score_table(store.only(plan.values())).rename(columns={"train_rows": "rows"})
+few = few.assign(
+    method=[METHODS.get(plan[key].adapter) for key in few["key"]],
+    head=[plan[key].protocol.head for key in few["key"]],
+)
+few = few[few["task"].eq("sst2") & few["head"].eq("trained") & few["method"].notna()]
+few = few.sort_values("method", key=lambda column: column.map(list(METHODS.values()).index), kind="stable")
+few = few[["task", "method", "rows", "seed", "score", "n"]]
+figure = ht.plotting.score_against_rows(few, venue=VENUE, metric="Accuracy")
+caption = (
+    "UniPELT and its variants on SST-2 with K training rows, by UniPELT's protocol with a smaller budget"
+)
+ht.plotting.save(figure, "unipelt_low_resource", table=few, profile="reference", caption=caption)
+figure
+
+# %%
+sparse = short(ht.studies.sparse_table(store.only(f"{PLANS}/sparse.toml"))).drop(columns="key")
+figure = ht.plotting.score_against_sparsity(sparse, venue=VENUE, metric="Accuracy")
+caption = "Score against the share removed, with controls"
+ht.plotting.save(figure, "sparse_score_against_sparsity", table=sparse, profile="reference", caption=caption)
+figure
+
+# %% [markdown]
+# ## All of them
+#
+# What lies in the folder now, from this notebook and the studies, and how many rows each figure stands on:
+
+# %% tags=["nbval-check-output"]
+folder = Path(os.environ.get("HADAMARD_FIGURES") or "../figures")
+records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+print(
+    pd.DataFrame(
+        [(r["figure"], r["table"]["rows"], r["caption"]) for r in records if r["profile"] == "reference"],
+        columns=["figure", "rows", "caption"],
+    ).to_string(index=False)
+)
