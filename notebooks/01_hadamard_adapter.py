@@ -141,14 +141,6 @@ curves = curves[curves["task"].isin(["sst2", "embedded/tweets-polarity", "embedd
 curves = curves[curves["split"] == "validation"].assign(task=curves["task"].str.removeprefix("embedded/"))
 curves = curves.sort_values("method", key=lambda column: column.map(names.index), kind="stable")
 figure = ht.plotting.training_curves(curves)
-ht.plotting.save(
-    figure,
-    "hadamard_training_curves",
-    table=curves,
-    profile="reference",
-    folder="figures",
-    caption="Two-stage training, scored on held-out rows",
-)
 figure
 
 # %% [markdown]
@@ -188,14 +180,6 @@ print(f"the two-stage Hadamard adapter beats the head alone by {gain:.1f} points
 shown = scores.assign(task=scores["task"].str.removeprefix("embedded/"))
 shown = shown.sort_values("method", key=lambda column: column.map(names.index), kind="stable")
 figure = ht.plotting.score_by_method(shown[["task", "method", "seed", "score"]])
-ht.plotting.save(
-    figure,
-    "hadamard_against_controls",
-    table=shown[["task", "method", "seed", "metric", "score", "n", "train_rows"]],
-    profile="reference",
-    folder="figures",
-    caption="Hadamard against the head alone, the norms alone and full fine-tuning",
-)
 figure
 
 # %% [markdown]
@@ -208,14 +192,6 @@ vectors = ht.studies.vector_table(reference)
 vectors = vectors[vectors["task"].str.endswith("polarity")]
 vectors = vectors.assign(task=vectors["task"].str.removeprefix("embedded/").str.removesuffix("-polarity"))
 figure = ht.plotting.vectors_by_layer(vectors)
-ht.plotting.save(
-    figure,
-    "hadamard_vectors_by_layer",
-    table=vectors,
-    profile="reference",
-    folder="figures",
-    caption="Learned W − 1 and b of the Hadamard adapter, by layer and task",
-)
 figure
 
 # %% [markdown]
