@@ -1,0 +1,312 @@
+"""What masks have in common, and how much of it chance and a shared initialisation explain."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.special import gammaln
+
+from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
+from hadamard_toolkit.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from hadamard_toolkit.sparsity.masks import Masks
+
+Arrays = Mapping[str, np.ndarray]
+FACTS = ["adapter", "task", "scorer", "sparsity", "control", "init_seed", "data_seed"]
+NO_CONTROL = "none"
+UNITS = (
+    ("down.weight", "up.weight"),
+    ("A", "B"),
+)  # what leads into a bottleneck unit (its rows), and out (its columns)
+
+
+@dataclass(frozen=True)
+class MaskRun:
+    """The masks of one run, as arrays, and what made them.
+
+    kept: bool arrays by tensor name, True where an entry stays. places: `Masks.table()` (index name; layer, site,
+    entries, kept). init_seed: of the weights that were scored; runs of one seed share it whatever their task.
+    data_seed: of the rows that they were scored on, None where none were needed.
+    """
+
+    key: str
+    adapter: str
+    task: str
+    scorer: str
+    sparsity: float
+    control: str
+    init_seed: int
+    data_seed: int | None
+    kept: dict[str, np.ndarray]
+    places: pd.DataFrame
+
+    @classmethod
+    def of(cls, masks: Masks, *, key: str, task: str, adapter: str = "") -> MaskRun:
+        """From `store.masks(key)` and the task it was made for, which masks do not know."""
+        made = masks.provenance
+        return cls(
+            key=key,
+            adapter=adapter or str(made["adapter"]["adapter"]),
+            task=task,
+            scorer=str(made["scorer"]),
+            sparsity=float(made["sparsity"]),
+            control=str(made.get("control") or NO_CONTROL),
+            init_seed=masks.init_seed,
+            data_seed=masks.data_seed,
+            kept=masks.arrays(),
+            places=masks.table("tensor"),
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"key": self.key, **{name: getattr(self, name) for name in FACTS}}
+
+
+def mask_runs(store: RunStore) -> list[MaskRun]:
+    """The masks of every pruned run in a store, sorted by adapter, task, scorer, sparsity, control and seed."""
+    from hadamard_toolkit.studies.tables import sparse_table
+
+    table = store.load()
+    pruned = set(table.loc[table["sparsity"] != "null", "key"])
+    named = sparse_table(store)
+    named = named[named["key"].isin(pruned)]
+    found = [
+        MaskRun.of(store.masks(key), key=key, task=task, adapter=adapter)
+        for key, task, adapter in named[["key", "task", "adapter"]].itertuples(index=False, name=None)
+    ]
+    return sorted(found, key=lambda run: (*[str(run.facts[name]) for name in FACTS], run.key))
+
+
+def density_table(runs: list[MaskRun], *, by: str = "layer") -> pd.DataFrame:
+    """Share kept of each tensor, layer or site: key, adapter, task, scorer, …, `by`, entries, kept, density."""
+    check_choice("by", by, ("tensor", "layer", "site"))
+    parts = []
+    for run in runs:
+        rows = run.places.reset_index(names="tensor")
+        found = rows.groupby(by, dropna=False, sort=False)[["entries", "kept"]].sum().reset_index()
+        parts.append(found.assign(density=found["kept"] / found["entries"], **run.facts))
+    columns = ["key", *FACTS, by, "entries", "kept", "density"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def overlap(first: Arrays, second: Arrays, *, level: float = 0.95) -> dict[str, float]:
+    """How much two masks have in common beyond what their densities, tensor by tensor, make inevitable.
+
+    Null: within each tensor both masks are drawn evenly, with as many entries as they keep there. What they share of a
+    tensor of N entries, k and m of them kept, is then hypergeometric, with mean km/N and variance
+    km(N − k)(N − m)/(N²(N − 1)), and the sum over tensors is close to normal. Masks by a global threshold concentrate
+    in some layers; a null without the tensors takes that for overlap.
+
+    Returns `jaccard` J = |A∩B|/|A∪B|; `shared`, the share of the smaller mask that the other keeps too; `expected` J₀
+    under the null (to second order) and `corrected` = (J − J₀)/(1 − J₀), 0 by chance and 1 for identical masks;
+    `low` and `high`, where `corrected` falls under the null with probability `level`; `p`, the probability of as
+    much overlap or more; `naive`, `corrected` with the null of one density for all tensors. `corrected` is NaN where
+    the densities leave no choice.
+    """
+    check_range("level", level, above=0, below=1)
+    if set(first) != set(second) or any(first[name].shape != second[name].shape for name in first):
+        raise ArgumentError(
+            "two masks over different tensors cannot be compared; they need the same names and shapes"
+        )
+    counts = np.array(
+        [
+            (first[name].size, first[name].sum(), second[name].sum(), (first[name] & second[name]).sum())
+            for name in first
+        ],
+        dtype=float,
+    )
+    entries, kept, other, both = counts.T
+    found = _corrected(entries, kept, other, both.sum(), level)
+    whole = [part.sum(keepdims=True) for part in (entries, kept, other)]
+    pooled = _corrected(whole[0], whole[1], whole[2], both.sum(), level)
+    smaller = min(kept.sum(), other.sum())
+    shared = float(both.sum() / smaller) if smaller else math.nan
+    return {**found, "shared": shared, "naive": pooled["corrected"]}
+
+
+def _corrected(
+    entries: np.ndarray, kept: np.ndarray, other: np.ndarray, both: float, level: float
+) -> dict[str, float]:
+    mean = float((kept * other / entries).sum())
+    spread = kept * other * (entries - kept) * (entries - other) / (entries**2 * np.maximum(entries - 1, 1))
+    deviation = math.sqrt(float(spread.sum()))
+    union = float(kept.sum() + other.sum())
+
+    def jaccard(common: float) -> float:
+        return common / (union - common) if union > common else math.nan
+
+    least = float(np.maximum(kept + other - entries, 0).sum())
+    most = float(np.minimum(kept, other).sum())
+    reach = stats.norm.ppf((1 + level) / 2) * deviation
+    ends = [min(max(mean + sign * reach, least), most) for sign in (-1, 1)]
+    expected = jaccard(mean) + union / (union - mean) ** 3 * deviation**2 if union > mean else math.nan
+    free = deviation > 0 and expected < 1
+
+    def correct(value: float) -> float:
+        return (value - expected) / (1 - expected) if free else math.nan
+
+    return {
+        "jaccard": jaccard(both),
+        "expected": expected,
+        "corrected": correct(jaccard(both)),
+        "low": correct(jaccard(ends[0])),
+        "high": correct(jaccard(ends[1])),
+        "p": float(stats.norm.sf((both - 0.5 - mean) / deviation)) if free else math.nan,
+    }
+
+
+def overlap_table(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
+    """`overlap` of every two masks over the same tensors at the same sparsity, without those of controls.
+
+    Columns: key_a, key_b and of each side task, scorer and init_seed; adapter, sparsity; `same_task`, `same_scorer`,
+    `same_init`; jaccard, expected, corrected, low, high, p,
+    shared, naive.
+    """
+    rows = []
+    for a, b in itertools.combinations([run for run in runs if run.control == NO_CONTROL], 2):
+        if (a.adapter, a.sparsity) != (b.adapter, b.sparsity):
+            continue
+        sides = {
+            f"{name}_{side}": getattr(run, name)
+            for name in ("key", "task", "scorer", "init_seed")
+            for side, run in (("a", a), ("b", b))
+        }
+        same = {
+            "same_task": a.task == b.task,
+            "same_scorer": a.scorer == b.scorer,
+            "same_init": a.init_seed == b.init_seed,
+        }
+        fixed = {"adapter": a.adapter, "sparsity": a.sparsity}
+        rows.append({**sides, **fixed, **same, **overlap(a.kept, b.kept, level=level)})
+    if not rows:
+        raise DataError(
+            "no two masks over the same tensors and of the same sparsity; there is nothing to compare"
+        )
+    return pd.DataFrame(rows)
+
+
+def overlap_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Overlap in four cells, the same or another initialisation × the same or another task; one scorer at a time.
+
+    Runs of one seed share the initial weights whatever their task, so a mask that looks at weights (magnitude wholly,
+    SNIP and GraSP in part) is alike across tasks for that reason alone. Overlap across tasks says something about tasks
+    only against the other cells: the same task from another initialisation, and another task from another one.
+
+    `table` is `overlap_table`. Columns: adapter, scorer, sparsity, same_init, same_task, `pairs`, mean `corrected`,
+    `least`, `most`, mean `naive` and `above`, the share of pairs above the interval of chance (2.5 % by chance). All
+    four cells are there; one without pairs has 0 of them and NaN. (The same initialisation and task: masks that differ
+    by their data seed alone.)
+    """
+    own = table[table["same_scorer"]].assign(above=table["corrected"] > table["high"])
+    groups = own.groupby(["adapter", "scorer_a", "sparsity"], sort=False)
+    rows = []
+    for place, part in groups:
+        named = dict(zip(("adapter", "scorer", "sparsity"), place, strict=True))
+        for init, task in itertools.product((True, False), repeat=2):
+            cell = part[(part["same_init"] == init) & (part["same_task"] == task)]
+            values = {
+                "pairs": len(cell),
+                "corrected": cell["corrected"].mean(),
+                "least": cell["corrected"].min(),
+                "most": cell["corrected"].max(),
+                "naive": cell["naive"].mean(),
+                "above": cell["above"].mean() if len(cell) else math.nan,
+            }
+            rows.append({**named, "same_init": init, "same_task": task, **values})
+    return pd.DataFrame(rows)
+
+
+def dead_units(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
+    """Bottleneck units of which all inputs, or all outputs, are removed: they compute nothing that reaches the model.
+
+    One row per run and bottleneck (tensors `down.weight` [units, width] and `up.weight` [width, units]; in LoRA `A` and
+    `B`): key, task, scorer, …, layer, site, `units`, `dead`, `expected` by chance and `low`, `high` (normal, `level`).
+    Chance: masks drawn evenly within each tensor, with as many entries as are kept there. A unit of `width` inputs
+    loses them all with probability C(N − width, k)/C(N, k); two units at once likewise, which gives the variance.
+    """
+    check_range("level", level, above=0, below=1)
+    reach = stats.norm.ppf((1 + level) / 2)
+    rows = []
+    for run in runs:
+        for name, inputs in run.kept.items():
+            for into, out in UNITS:
+                outputs = run.kept.get(f"{name[: -len(into)]}{out}") if name.endswith(f".{into}") else None
+                if outputs is None or inputs.ndim != 2 or outputs.ndim != 2:
+                    continue
+                dead = ~inputs.any(axis=1) | ~outputs.any(axis=0)
+                mean, deviation = _chance_of_death(inputs, outputs)
+                place = run.places.loc[name]
+                found = {
+                    "layer": place["layer"],
+                    "site": place["site"],
+                    "units": len(inputs),
+                    "dead": int(dead.sum()),
+                }
+                low, high = (
+                    max(mean - reach * deviation, 0.0),
+                    min(mean + reach * deviation, float(len(inputs))),
+                )
+                rows.append({**run.facts, **found, "expected": mean, "low": low, "high": high})
+    columns = ["key", *FACTS, "layer", "site", "units", "dead", "expected", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _chance_of_death(inputs: np.ndarray, outputs: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the number of dead units under even masks."""
+    units = len(inputs)
+    one, two = (
+        [_none_kept(mask.size, int(mask.sum()), many * mask.size // units) for mask in (inputs, outputs)]
+        for many in (1, 2)
+    )
+    alive = math.prod(1 - p for p in one)
+    both_alive = math.prod(1 - 2 * p + pp for p, pp in zip(one, two, strict=True)) if units > 1 else alive
+    dead, both_dead = 1 - alive, 1 - 2 * alive + both_alive
+    variance = units * dead * (1 - dead) + units * (units - 1) * (both_dead - dead**2)
+    return units * dead, math.sqrt(max(variance, 0.0))
+
+
+def _none_kept(entries: int, kept: int, chosen: int) -> float:
+    """C(entries − chosen, kept)/C(entries, kept): none of `chosen` entries is among the `kept`."""
+    if chosen > entries or kept > entries - chosen:
+        return 0.0
+    left, out = entries - chosen, entries - kept
+    logarithm = gammaln(left + 1) - gammaln(left - kept + 1) - gammaln(entries + 1) + gammaln(out + 1)
+    return float(np.exp(logarithm))
+
+
+def score_agreement(scores: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Do two scorers rank the same weights alike? Spearman's ρ and Kendall's τ-b of every two.
+
+    `scores` holds, by scorer, score arrays by tensor name (as `sparsity.scores` gives them). Columns: scorer_a,
+    scorer_b, spearman, kendall, `spearman_within` and `kendall_within` (the mean over tensors weighted by size, which a
+    preference for some tensors cannot make), entries. NaN where all scores are tied.
+    """
+    rows = []
+    for a, b in itertools.combinations(scores, 2):
+        if set(scores[a]) != set(scores[b]):
+            raise ArgumentError(f"scores of {a!r} and {b!r} are over different tensors")
+        names = list(scores[a])
+        pairs = [(np.ravel(scores[a][name]), np.ravel(scores[b][name])) for name in names]
+        weights = np.array([len(left) for left, _ in pairs], dtype=float)
+        everything = tuple(np.concatenate(side) for side in zip(*pairs, strict=True))
+        row: dict[str, Any] = {"scorer_a": a, "scorer_b": b}
+        for name, measure in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
+            row[name] = _rank(measure, *everything)
+            within = np.array([_rank(measure, left, right) for left, right in pairs])
+            row[f"{name}_within"] = float(np.average(within, weights=weights))
+        rows.append({**row, "entries": int(weights.sum())})
+    return pd.DataFrame(rows)
+
+
+def _rank(measure: Any, left: np.ndarray, right: np.ndarray) -> float:
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return math.nan
+    return float(measure(left, right).statistic)

@@ -1,0 +1,356 @@
+"""How alike are the vectors that different tasks learned, and how alike could they be?
+
+Raw vectors say nothing: W starts at 1, so the cosine of two W is near 1 whatever was learned. Everything here is about
+W − 1 and b, between a floor (permuted coordinates) and a ceiling (the same task with another seed).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from scipy.cluster import hierarchy
+from scipy.stats import rankdata
+from scipy.stats import t as student
+
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+
+MEASURES = ("cosine", "spearman")
+IDENTITY = {"weight": 1.0, "bias": 0.0}
+NULL_DIRECTIONS = ("ones", None)
+ALL_LAYERS = -1  # in a column `layer`: the mean over all layers
+CELL = ["layer", "vector", "measure", "removed"]
+PAIR_COLUMNS = ["task_a", "task_b", "seed_a", "seed_b", "key_a", "key_b", *CELL, "value"]
+FLOOR_COLUMNS = ["floor", "floor_high", "random_sd"]
+ALTERNATIVES = ("greater", "two-sided")
+EXACT = 7  # up to so many tasks Mantel's test goes through all permutations
+
+
+def share_text(first: str, second: str) -> bool:
+    """Whether two tasks must not be paired: 732 of the 872 SST-2 test sentences are texts of `embedded/movies-*`."""
+    return any(a == "sst2" and b.startswith("embedded/movies") for a, b in ((first, second), (second, first)))
+
+
+def vector_similarity(
+    vectors: pd.DataFrame,
+    *,
+    outliers: int = 4,
+    permutations: int = 199,
+    null_direction: str | None = "ones",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Cosine and Spearman's ρ of W − 1 and of b between every two runs, layer by layer, with the floor of each.
+
+    `vectors` is `vector_table` (key, task, seed, layer, vector, coordinate, value). One row per pair of runs, layer
+    (and `ALL_LAYERS`, their mean, where both have all), vector, measure and `removed`: 0 with all coordinates, and
+    `outliers` without those that are largest over all runs (by mean square, each run scaled to length 1), as a few
+    outlier dimensions of BERT-like models can make any two vectors alike (Kovaleva et al. 2021).
+
+    Columns: task_a, task_b, seed_a, seed_b, key_a, key_b, layer, vector, measure, removed, value; `floor` and
+    `floor_high`, mean and 95 % quantile of the value when the coordinates of each run are permuted, which keeps what
+    the vectors are made of and drops where it sits; and `random_sd` = 1/√d, the standard deviation for directions
+    drawn evenly. Tasks that share texts (`share_text`) are not paired.
+
+    `null_direction="ones"`: b counts without its mean. Behind W_O (placement "attention_output") b is added to what
+    goes into the residual sum and from there into a LayerNorm, which subtracts the mean over coordinates: b + c·1 is
+    the same model for every c, in post-norm models (BERT) and, where every reader of the residual
+    stream is a LayerNorm, in pre-norm models. It does not hold where the norm is an RMSNorm, nor before W_O (placement
+    "attention_heads"): use None there. W has no such direction, as it multiplies what differs from input to input.
+    Ranks do not change with the mean, so ρ is the same either way.
+    """
+    check_choice("null_direction", null_direction, NULL_DIRECTIONS)
+    check_range("outliers", outliers, least=0)
+    check_range("permutations", permutations, least=19)
+    if unknown := set(vectors["vector"]) - set(IDENTITY):
+        raise ArgumentError(f"vectors['vector'] holds {sorted(unknown)}; allowed are {sorted(IDENTITY)}")
+    if vectors["key"].nunique() < 2:
+        raise ArgumentError("vectors holds fewer than two runs; there is nothing to compare")
+    generator = np.random.default_rng(seed)
+    parts = []
+    for vector, of_vector in vectors.groupby("vector", sort=False):
+        runs = of_vector.drop_duplicates("key")[["key", "task", "seed"]]
+        runs = runs.sort_values(["task", "seed", "key"], ignore_index=True)
+        moved = of_vector.assign(value=of_vector["value"] - IDENTITY[str(vector)])
+        table = moved.pivot_table(index="key", columns=["layer", "coordinate"], values="value")
+        table = table.reindex(runs["key"])
+        for removed, measure in itertools.product(sorted({0, outliers}), MEASURES):
+            project = vector == "bias" and null_direction == "ones"
+            by_layer = {}
+            for layer in sorted({int(place[0]) for place in table.columns}):
+                values = _prepared(table[layer].to_numpy(float), removed, measure, project)
+                drawn = generator.permuted(np.broadcast_to(values, (permutations, *values.shape)), axis=-1)
+                by_layer[layer] = values @ values.T, drawn @ drawn.transpose(0, 2, 1), values.shape[1]
+            stacked = [np.stack(part) for part in zip(*by_layer.values(), strict=True)]
+            by_layer[ALL_LAYERS] = (stacked[0].mean(0), stacked[1].mean(0), int(stacked[2].sum()))
+            for layer, (value, drawn, width) in by_layer.items():
+                found = _pairs(runs, value, drawn).assign(random_sd=1 / math.sqrt(width))
+                cell = {"layer": layer, "vector": vector, "measure": measure, "removed": removed}
+                parts.append(found.assign(**cell))
+    table = pd.concat(parts, ignore_index=True).dropna(subset="value")
+    order = ["vector", "measure", "removed", "layer", "task_a", "task_b", "seed_a", "seed_b"]
+    return table.sort_values(order, ignore_index=True, kind="stable")[PAIR_COLUMNS + FLOOR_COLUMNS]
+
+
+def _prepared(values: np.ndarray, removed: int, measure: str, project: bool) -> np.ndarray:
+    """Rows whose inner products are the measure: [runs, coordinates]. A run without this layer is NaN."""
+    if project:
+        values = values - values.mean(1, keepdims=True)
+    if removed:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = values**2 / (values**2).sum(1, keepdims=True)
+        weight = np.nan_to_num(share).mean(0)
+        values = values[:, np.sort(np.argsort(weight, kind="stable")[: values.shape[1] - removed])]
+        if values.shape[1] < 3:
+            raise ArgumentError(
+                f"outliers={removed} is not allowed; it leaves {values.shape[1]} coordinates, and 3 are needed"
+            )
+    if measure == "spearman":
+        values = rankdata(values, axis=1, nan_policy="propagate")
+        values = values - values.mean(1, keepdims=True)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(length > 0, length, np.nan)  # a vector that never moved has no direction
+
+
+def _pairs(runs: pd.DataFrame, value: np.ndarray, drawn: np.ndarray) -> pd.DataFrame:
+    first, second = np.triu_indices(len(runs), 1)
+    tasks = runs["task"].to_numpy()
+    apart = np.array(
+        [not share_text(str(tasks[a]), str(tasks[b])) for a, b in zip(first, second, strict=True)]
+    )
+    first, second = first[apart], second[apart]
+    columns = {}
+    for name in ("task", "seed", "key"):
+        columns[f"{name}_a"] = runs[name].to_numpy()[first]
+        columns[f"{name}_b"] = runs[name].to_numpy()[second]
+    null = drawn[:, first, second]
+    return pd.DataFrame(
+        {
+            **columns,
+            "value": value[first, second],
+            "floor": null.mean(0),
+            "floor_high": np.quantile(null, 0.95, axis=0),
+        }
+    )
+
+
+def similarity_summary(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Per pair of tasks and cell: the mean over pairs of runs with *different* seeds, its ceiling and its floor.
+
+    Runs of one seed share the first weights of the head, so only runs of different seeds are compared, between tasks
+    as within one: a ceiling from other seeds is then a ceiling of the same thing.
+
+    Columns: task_a, task_b (the same task: its reliability), layer, vector, measure, removed; `value`, `least` and
+    `most` over `pairs` pairs of runs; `low` and `high`, a t interval in which the number of *seeds* counts (pairs that
+    share a run are not independent; with n seeds the standard error is sd/√n on n − 1 degrees of freedom, which is too
+    wide rather than too narrow; NaN with fewer than two pairs); `floor`, `floor_high`; `ceiling` = √(r_a r_b) with the
+    reliabilities r of the two tasks; `disattenuated` = value / ceiling (Spearman 1904), NaN where a reliability is not
+    above its own `floor_high`: noise cannot be corrected for.
+    """
+    check_range("level", level, above=0, below=1)
+    other = pairs[pairs["seed_a"] != pairs["seed_b"]]
+    if other.empty:
+        raise ArgumentError("pairs holds no two runs of different seeds; ceilings and comparisons need them")
+    grouped = other.groupby(["task_a", "task_b", *CELL], sort=False)
+    table = grouped.agg(
+        value=("value", "mean"),
+        least=("value", "min"),
+        most=("value", "max"),
+        sd=("value", "std"),
+        pairs=("value", "size"),
+        floor=("floor", "mean"),
+        floor_high=("floor_high", "mean"),
+        seeds_a=("seed_a", "nunique"),
+        seeds_b=("seed_b", "nunique"),
+    ).reset_index()
+    within = table["task_a"] == table["task_b"]
+    # within one task the pair (0, 1) has one seed on each side, and two seeds in all
+    seeds = table[["seeds_a", "seeds_b"]].min(axis=1) + within
+    reach = student.ppf((1 + level) / 2, (seeds - 1).clip(lower=1)) * table["sd"] / np.sqrt(seeds)
+    table = table.assign(
+        low=(table["value"] - reach).clip(lower=-1), high=(table["value"] + reach).clip(upper=1)
+    )
+    reliable = table[within].assign(known=table["value"] > table["floor_high"])
+    reliability = reliable["value"].where(reliable["known"])
+    index = pd.MultiIndex.from_frame(reliable[["task_a", *CELL]])
+    found = pd.Series(reliability.to_numpy(), index=index)
+    sides = [
+        found.reindex(pd.MultiIndex.from_frame(table[[task, *CELL]])).to_numpy()
+        for task in ("task_a", "task_b")
+    ]
+    table["ceiling"] = np.sqrt(sides[0] * sides[1])
+    table["disattenuated"] = table["value"] / table["ceiling"]
+    return table.drop(columns=["sd", "seeds_a", "seeds_b"])
+
+
+def similarity_contrast(
+    summary: pd.DataFrame, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Per cell, are different tasks less alike than one task is to itself? Intervals from resampling *tasks*.
+
+    One row per cell and `quantity`: `"between"` (mean over pairs of different tasks), `"within"` (mean reliability),
+    `"gap"` (within − between), `"floor"` and `"disattenuated"` (over the pairs where it is defined). Columns: value,
+    low, high, tasks, pairs. Tasks are drawn with replacement and a pair counts as often as both its tasks were drawn
+    together (the vertex bootstrap of Snijders and Borgatti 1999); a task is never paired with its own copy.
+    """
+    check_range("level", level, above=0, below=1)
+    rows = []
+    for cell, part in summary.groupby(CELL, sort=False):
+        tasks = sorted({*part["task_a"], *part["task_b"]})
+        place = {task: index for index, task in enumerate(tasks)}
+        generator = np.random.default_rng(seed)
+        weights = generator.multinomial(len(tasks), [1 / len(tasks)] * len(tasks), resamples).astype(float)
+        weights = np.vstack([np.ones(len(tasks)), weights])
+        first = part["task_a"].map(place).to_numpy()
+        second = part["task_b"].map(place).to_numpy()
+        within = first == second
+        times = np.where(within, weights[:, first], weights[:, first] * weights[:, second])
+        values = {
+            "between": _weighted(part["value"].where(~within), times),
+            "within": _weighted(part["value"].where(within), times),
+            "floor": _weighted(part["floor"].where(~within), times),
+            "disattenuated": _weighted(part["disattenuated"].where(~within), times),
+        }
+        values["gap"] = values["within"] - values["between"]
+        for quantity, drawn in values.items():
+            sound = drawn[1:][np.isfinite(drawn[1:])]
+            low, high = (
+                np.quantile(sound, [(1 - level) / 2, (1 + level) / 2]) if sound.size else (np.nan, np.nan)
+            )
+            used = part["disattenuated"].notna() if quantity == "disattenuated" else part["value"].notna()
+            count = int((used & (within if quantity == "within" else ~within)).sum())
+            named = dict(zip(CELL, cell, strict=True))
+            named |= {"quantity": quantity, "value": drawn[0], "low": low, "high": high}
+            rows.append({**named, "tasks": len(tasks), "pairs": count})
+    return pd.DataFrame(rows)
+
+
+def _weighted(values: pd.Series, times: np.ndarray) -> np.ndarray:
+    """The mean of `values` under each row of `times`, missing ones left out; NaN where none has weight."""
+    known = values.notna().to_numpy()
+    total = times[:, known].sum(1)
+    summed = times[:, known] @ values.to_numpy(float)[known]
+    return np.divide(summed, total, out=np.full(len(times), np.nan), where=total > 0)
+
+
+def similarity_matrix(
+    summary: pd.DataFrame,
+    *,
+    vector: str,
+    measure: str = "cosine",
+    removed: int = 0,
+    layer: int = ALL_LAYERS,
+    value: str = "value",
+) -> pd.DataFrame:
+    """One cell of `similarity_summary` as a symmetric table, tasks × tasks; the diagonal is each task with itself."""
+    wanted = {"vector": vector, "measure": measure, "removed": removed, "layer": layer}
+    part = summary
+    for column, choice in wanted.items():
+        check_choice(column, choice, sorted(set(summary[column])))
+        part = part[part[column] == choice]
+    mirrored = part.rename(columns={"task_a": "task_b", "task_b": "task_a"})
+    both = pd.concat([part, mirrored[mirrored["task_a"] != mirrored["task_b"]]])
+    return both.pivot(index="task_a", columns="task_b", values=value).rename_axis(index=None, columns=None)
+
+
+def cluster_tasks(matrix: pd.DataFrame, *, method: str = "average") -> pd.DataFrame:
+    """Hierarchical clustering of tasks by the distance 1 − similarity; the diagonal is not read.
+
+    One row per merge, the closest first: `step`, `members` (the tasks of the new cluster, joined by " + "), `size`,
+    `distance`. The order of the leaves is `.attrs["order"]`. Raises `ArgumentError` where a similarity is missing.
+    """
+    condensed = 1 - _upper(_checked(matrix, "matrix"))
+    merges = hierarchy.linkage(condensed, method=method, optimal_ordering=True)
+    names = list(map(str, matrix.index))
+    clusters = [[name] for name in names]
+    rows = []
+    for step, (first, second, distance, size) in enumerate(merges):
+        clusters.append(clusters[int(first)] + clusters[int(second)])
+        rows.append(
+            {
+                "step": step,
+                "members": " + ".join(sorted(clusters[-1])),
+                "size": int(size),
+                "distance": distance,
+            }
+        )
+    table = pd.DataFrame(rows)
+    table.attrs["order"] = [names[leaf] for leaf in hierarchy.leaves_list(merges)]
+    return table
+
+
+def mantel(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    *,
+    measure: str = "spearman",
+    alternative: str = "greater",
+    permutations: int = 9999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mantel's test: do two similarity matrices over the same tasks order the pairs alike?
+
+    The statistic is the correlation (`"spearman"` or `"pearson"`) of the entries above the diagonal. As pairs share
+    tasks, the p-value comes from permuting the tasks of one matrix, rows and columns together (Mantel 1967): all n!
+    of them up to 7 tasks, else `permutations` drawn at random, with p = (1 + hits)/(1 + permutations). One row: value,
+    p, tasks, pairs, permutations, exact.
+    """
+    check_choice("measure", measure, ("spearman", "pearson"))
+    check_choice("alternative", alternative, ALTERNATIVES)
+    check_range("permutations", permutations, least=19)
+    if set(first.index) != set(second.index) or len(first) < 4:
+        raise ArgumentError(
+            f"first and second must hold the same tasks, at least 4; they hold {list(first.index)} and "
+            f"{list(second.index)}"
+        )
+    one = _checked(first, "first")
+    other = _checked(second.loc[first.index, first.index], "second")
+    count = len(one)
+    exact = count <= EXACT
+    if exact:
+        orders = np.array(list(itertools.permutations(range(count))))
+    else:
+        generator = np.random.default_rng(seed)
+        drawn = np.tile(np.arange(count), (permutations, 1))
+        orders = np.vstack([np.arange(count), generator.permuted(drawn, axis=1)])
+    rows, columns = np.triu_indices(count, 1)
+    left, right = _upper(one)[None], other[orders[:, rows], orders[:, columns]]
+    if measure == "spearman":
+        left, right = rankdata(left, axis=1), rankdata(right, axis=1)
+    left, right = (side - side.mean(1, keepdims=True) for side in (left, right))
+    lengths = np.linalg.norm(left) * np.linalg.norm(right[:1])
+    if not lengths > 0:
+        raise ArgumentError("the entries of a matrix are all the same; there is nothing to correlate")
+    values = (right @ left[0]) / lengths
+    extreme = np.abs(values) if alternative == "two-sided" else values
+    # the first permutation is the identity, so the count includes the observed value
+    hits = int((extreme >= extreme[0] - 1e-12).sum())
+    result = {"value": values[0], "p": hits / len(orders), "tasks": count, "pairs": len(rows)}
+    return pd.DataFrame([{**result, "permutations": len(orders) - (not exact), "exact": exact}])
+
+
+def _checked(matrix: pd.DataFrame, argument: str) -> np.ndarray:
+    values = matrix.to_numpy(float)
+    if matrix.shape[0] != matrix.shape[1] or list(matrix.index) != list(matrix.columns) or len(matrix) < 2:
+        raise ArgumentError(
+            f"{argument} is {matrix.shape}; a square table with the same tasks in rows and columns is needed"
+        )
+    upper = _upper(values)
+    if not np.isfinite(upper).all() or not np.allclose(upper, _upper(values.T)):
+        missing = ", ".join(_missing(matrix)) or "none"
+        raise ArgumentError(
+            f"{argument} must be symmetric and complete off its diagonal; missing pairs: {missing}. Leave tasks out"
+        )
+    return values
+
+
+def _missing(matrix: pd.DataFrame) -> Iterator[str]:
+    for a, b in itertools.combinations(matrix.index, 2):
+        if not np.isfinite(matrix.loc[a, b]):
+            yield f"{a} and {b}"
+
+
+def _upper(values: np.ndarray) -> np.ndarray:
+    return values[np.triu_indices(len(values), 1)]

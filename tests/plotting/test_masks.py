@@ -1,0 +1,102 @@
+"""Figures of mask overlap show the means of their cells, and no cell that is empty."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting import WIDTHS
+from hadamard_toolkit.plotting.masks import overlap_by_cell, overlap_matrices
+
+SCORERS = ("random", "snip")
+
+
+def table() -> pd.DataFrame:
+    """Two pairs per cell, 0.2 apart; on the same initialisation and task no scorer is paired with itself."""
+    rows = []
+    for init, task in itertools.product((True, False), repeat=2):
+        for a, b in (("random", "random"), ("random", "snip"), ("snip", "snip")):
+            if init and task and a == b:
+                continue
+            mean = 0.4 * init + 0.2 * task + 0.1 * (b == "snip")
+            rows += [(a, b, init, task, mean + step) for step in (-0.1, 0.1)]
+    return pd.DataFrame(rows, columns=["scorer_a", "scorer_b", "same_init", "same_task", "corrected"])
+
+
+def cells() -> pd.DataFrame:
+    rows = []
+    for scorer, (init, task) in itertools.product(SCORERS, itertools.product((True, False), repeat=2)):
+        none = init and task
+        mean = np.nan if none else 0.5 * init + 0.1 * (scorer == "snip")
+        rows.append((scorer, init, task, 0 if none else 3, mean, mean - 0.05, mean + 0.1))
+    return pd.DataFrame(
+        rows, columns=["scorer", "same_init", "same_task", "pairs", "corrected", "least", "most"]
+    )
+
+
+def note(figure: Figure) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+def test_matrices_are_the_mean_overlap_of_each_cell() -> None:
+    figure = overlap_matrices(table())
+    titles = [axis.get_title(loc="left").replace("\n", " ") for axis in figure.axes]
+    assert titles == [
+        "Same initialisation, same task",
+        "Same initialisation, other task",
+        "Other initialisation, same task",
+        "Other initialisation, other task",
+    ]
+    images: list[Any] = [axis.images[0] for axis in figure.axes]
+    shown = [np.ma.filled(image.get_array(), np.nan) for image in images]
+    np.testing.assert_allclose(shown[0], [[np.nan, 0.7], [0.7, np.nan]])  # snip comes first
+    np.testing.assert_allclose(shown[1], [[0.5, 0.5], [0.5, 0.4]])
+    np.testing.assert_allclose(shown[3], [[0.1, 0.1], [0.1, 0]], atol=1e-12)
+    assert [label.get_text() for label in figure.axes[2].get_yticklabels()] == ["snip", "random"]
+    assert "other initialisation, other task: 6" in note(figure)
+    limits = {axis.images[0].get_clim() for axis in figure.axes}
+    assert len(limits) == 1, "one colour means one overlap in all panels"
+    with pytest.raises(ArgumentError, match=r"'sparsity'.*keep one"):
+        overlap_matrices(pd.concat([table().assign(sparsity=0.4), table().assign(sparsity=0.8)]))
+
+
+def test_cells_are_marks_with_their_range_and_empty_ones_are_named() -> None:
+    figure = overlap_by_cell(cells())
+    [axis] = figure.axes
+    lines: list[Any] = [line for line in axis.lines if line.get_marker() not in ("None", None)]
+    marks = [float(line.get_xdata()[0]) for line in lines]
+    assert marks == pytest.approx([0.6, 0.1, 0.1, 0.5, 0, 0])  # snip comes first
+    bars: list[Any] = list(axis.collections)
+    ranges = [bar.get_segments()[0][:, 0].tolist() for bar in bars]
+    assert np.allclose(ranges, [[mark - 0.05, mark + 0.1] for mark in marks])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "same initialisation, same task" not in legend
+    assert len(legend) == 3
+    assert "No pairs: same initialisation, same task." in note(figure)
+    with pytest.raises(ArgumentError, match="more than one row per scorer"):
+        overlap_by_cell(pd.concat([cells(), cells()]))
+    with pytest.raises(ArgumentError, match="no cell with pairs"):
+        overlap_by_cell(cells().assign(pairs=0))
+
+
+@pytest.mark.parametrize(("draw", "shown"), [(overlap_matrices, table()), (overlap_by_cell, cells())])
+def test_every_figure(draw: Callable[..., Figure], shown: pd.DataFrame) -> None:
+    for venue, width in WIDTHS.items():
+        figure = draw(shown, venue=venue)
+        assert figure.get_figwidth() == width
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            box = axis.get_tightbbox()
+            assert box is not None
+            assert box.x0 >= -1
+            assert box.x1 <= figure.bbox.x1 + 1
+    for column in shown.columns:
+        with pytest.raises(ArgumentError, match=f"no column '{column}'"):
+            draw(shown.drop(columns=column))

@@ -1,0 +1,151 @@
+"""Cells, lines and marks are where the table says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting import WIDTHS
+from hadamard_toolkit.plotting.similarity import similarity_by_layer, similarity_matrices, transplant_gains
+
+TASKS = ("tweets", "films", "order")
+VALUES = {
+    ("tweets", "tweets"): 0.5,
+    ("films", "films"): 0.4,
+    ("order", "order"): 0.1,
+    ("tweets", "films"): 0.3,
+    ("films", "order"): -0.02,
+}
+
+
+def pairs() -> pd.DataFrame:
+    """Tweets and order are not paired; b comes before W and is alike by 0.1 more."""
+    rows = [
+        (a, b, vector, value + 0.1 * (vector == "bias"), 0.05 + 0.02 * (vector == "weight"))
+        for vector in ("bias", "weight")
+        for (a, b), value in VALUES.items()
+    ]
+    return pd.DataFrame(rows, columns=["task_a", "task_b", "vector", "value", "floor_high"])
+
+
+def layers() -> pd.DataFrame:
+    levels = {"within": 0.5, "between": 0.2, "floor": 0.0, "gap": 0.3}
+    rows = [
+        (vector, layer, quantity, level + layer / 100, level - 0.1, level + 0.1, 3)
+        for vector in ("bias", "weight")
+        for layer in (-1, 0, 1, 2)
+        for quantity, level in levels.items()
+    ]
+    return pd.DataFrame(rows, columns=["vector", "layer", "quantity", "value", "low", "high", "tasks"])
+
+
+def transplants() -> pd.DataFrame:
+    """Bare: 0.6; own 0.9; two sources 0.7 and 0.8; two permuted 0.55 and 0.65; retrained 0.05 more."""
+    scores = {"none": (0.6,), "own": (0.9,), "source": (0.7, 0.8), "permuted": (0.55, 0.65)}
+    rows = [
+        (task, kind, head, score + 0.05 * (head == "retrained" and kind != "none"))
+        for task, head in itertools.product(TASKS, ("own", "retrained"))
+        for kind, found in scores.items()
+        for score in found
+    ]
+    return pd.DataFrame(rows, columns=["task", "kind", "head", "score"])
+
+
+def note(figure: Figure) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+def test_cells_hold_the_similarity_of_their_tasks() -> None:
+    order = ["order", "films", "tweets"]
+    figure = similarity_matrices(pairs(), order=order)
+    weight, _ = figure.axes
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["W − 1", "b"]
+    images: list[Any] = [axis.images[0] for axis in figure.axes]
+    shown = np.ma.asarray(images[0].get_array())
+    expected = [[0.1, -0.02, np.nan], [-0.02, 0.4, 0.3], [np.nan, 0.3, 0.5]]
+    np.testing.assert_allclose(np.ma.filled(shown, np.nan), expected)
+    np.testing.assert_allclose(np.ma.filled(images[1].get_array(), np.nan), np.add(expected, 0.1))
+    written = {text.get_position(): text.get_text() for text in weight.texts}
+    assert written == {
+        (0, 0): ".10",
+        (1, 0): "−.02",
+        (0, 1): "−.02",
+        (1, 1): ".40",
+        (2, 1): ".30",
+        (1, 2): ".30",
+        (2, 2): ".50",
+    }
+    assert [label.get_text() for label in weight.get_yticklabels()] == order
+    frames: list[Any] = list(weight.patches)
+    framed = {patch.get_xy() for patch in frames}
+    assert framed == {(-0.5, -0.5), (0.5, 0.5), (1.5, 1.5)}
+    assert "W − 1 0.07, b 0.05" in note(figure)
+    with pytest.raises(ArgumentError, match="order="):
+        similarity_matrices(pairs(), order=["order"])
+    with pytest.raises(ArgumentError, match=r"more than one row for .*'tweets'"):
+        similarity_matrices(pd.concat([pairs(), pairs().head(1)]))
+
+
+def test_layers_run_between_ceiling_and_floor() -> None:
+    figure = similarity_by_layer(layers())
+    for axis in figure.axes:
+        drawn: list[Any] = [line for line in axis.lines if line.get_marker() not in ("None", None)]
+        heights = [list(line.get_ydata()) for line in drawn]
+        assert np.allclose(heights, [[0.5, 0.51, 0.52], [0.2, 0.21, 0.22], [0, 0.01, 0.02]])
+        band = np.asarray(axis.collections[1].get_paths()[0].vertices)
+        assert (band[:, 1].min(), band[:, 1].max()) == (pytest.approx(0.1), pytest.approx(0.3))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["same task, other seed", "other task, other seed", "coordinates permuted"]
+    assert "of 3 tasks" in note(figure)
+    with pytest.raises(ArgumentError, match="one row per vector, layer"):
+        similarity_by_layer(pd.concat([layers(), layers()]))
+
+
+def test_gains_are_over_the_bare_backbone_with_the_same_head() -> None:
+    figure = transplant_gains(transplants())
+    own, retrained = figure.axes
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["Own head", "Retrained head"]
+    marks: list[Any] = [line for line in own.lines if line.get_marker() not in ("None", None)]
+    first = [sorted(line.get_xdata()) for line in marks[:3]]
+    assert [list(np.round(values, 9)) for values in first] == [[0.3], [0.1, 0.2], [-0.05, 0.05]]
+    assert len(marks) == 9
+    bars: list[Any] = list(retrained.collections)
+    means = [bar.get_segments()[0][0, 0] for bar in bars]
+    assert np.allclose(means, [0.2, 0.05] * 3)
+    assert [label.get_text() for label in own.get_yticklabels()] == list(TASKS)
+    assert "2 sources per target" in note(figure)
+    with pytest.raises(ArgumentError, match=r"kind 'none' for .*'films', 'own'"):
+        transplant_gains(transplants().query("not (task == 'films' and kind == 'none' and head == 'own')"))
+
+
+@pytest.mark.parametrize(
+    ("draw", "table"),
+    [(similarity_matrices, pairs()), (similarity_by_layer, layers()), (transplant_gains, transplants())],
+)
+def test_every_figure(draw: Callable[..., Figure], table: pd.DataFrame) -> None:
+    before = table.copy()
+    for venue, width in WIDTHS.items():
+        figure = draw(table, venue=venue)
+        assert figure.get_figwidth() == width
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            box = axis.get_tightbbox()
+            assert box is not None
+            assert box.x0 >= -1
+            assert box.x1 <= figure.bbox.x1 + 1
+            assert box.y1 <= figure.bbox.y1 + 1
+    pd.testing.assert_frame_equal(table, before)
+    assert plt.get_fignums() == []
+    for column in set(table.columns) - {"tasks"}:
+        with pytest.raises(ArgumentError, match=f"no column '{column}'"):
+            draw(table.drop(columns=column))
+    with pytest.raises(ArgumentError, match="no rows"):
+        draw(table.head(0))
