@@ -11,6 +11,7 @@
 import os
 
 STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
+PLAN = None if "HADAMARD_STORE" in os.environ else f"{STORE}/spine.toml"  # None: all runs of the store
 MEASURE = "cosine"  # or "spearman"
 OUTLIERS = 4  # coordinates to take out in the second reading
 
@@ -20,6 +21,7 @@ import pandas as pd
 import hadamard_toolkit as ht
 
 store = ht.RunStore(STORE)
+store = store.only(PLAN) if PLAN else store
 runs = store.load().query("method == 'Hadamard' and headline and split == 'test'")
 group = [
     "backbone",
