@@ -1,27 +1,48 @@
 """Tables in, paper figures out: `plots` draws, `style` sets the look, `save` writes .pdf, .png and .json."""
 
+from hadamard_toolkit.plotting.ablation import ablation_grid
+from hadamard_toolkit.plotting.attention import attention_norms, fit_comparison
 from hadamard_toolkit.plotting.export import Saved, save, table_hash
+from hadamard_toolkit.plotting.layers import importance_by_layer, layers_kept_by_task, score_by_layers_kept
 from hadamard_toolkit.plotting.lowresource import score_against_rows
+from hadamard_toolkit.plotting.masks import overlap_by_cell, overlap_matrices
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
+from hadamard_toolkit.plotting.sharing import sharing_tradeoff
+from hadamard_toolkit.plotting.similarity import similarity_by_layer, similarity_matrices, transplant_gains
 from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
 from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
+from hadamard_toolkit.plotting.tables import SavedTable, save_table
 from hadamard_toolkit.plotting.tradeoff import score_against_parameters
 
 __all__ = [
     "WIDTHS",
     "Saved",
+    "SavedTable",
+    "ablation_grid",
+    "attention_norms",
     "centred",
     "density_by_layer",
+    "fit_comparison",
     "frame",
+    "importance_by_layer",
+    "layers_kept_by_task",
     "looks",
     "new_figure",
+    "overlap_by_cell",
+    "overlap_matrices",
     "save",
+    "save_table",
     "score_against_parameters",
     "score_against_rows",
     "score_against_sparsity",
+    "score_by_layers_kept",
     "score_by_method",
+    "sharing_tradeoff",
+    "similarity_by_layer",
+    "similarity_matrices",
     "style",
     "table_hash",
     "training_curves",
+    "transplant_gains",
     "vectors_by_layer",
 ]

@@ -1,0 +1,202 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Layer pruning: which layers' adapters can go, and is that better than chance?
+#
+# The Hadamard paper (Chen et al. 2023) drops the adapter from some layers and goes from 0.033 % to 0.022 % of the parameters: 8 of 12
+# layers. Which ones, and by what rule? Three things make such a claim believable, and all are here:
+#
+# 1. layers are **chosen on held-out rows** (or by the vectors alone), and the choice is scored once on test rows;
+# 2. its null is a **blind draw** of as many layers, not "the full adapter did not lose much";
+# 3. "as good as all layers" is a test of **equivalence within a margin that is stated first**, over seeds and rows.
+#
+# Nothing is retrained in the first four sections: a removed layer gets W = 1, b = 0 and the backbone's own norm back.
+
+# %%
+import os
+
+import hadamard_toolkit as ht
+from hadamard_toolkit import studies
+
+STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
+MARGIN = 0.03  # how much accuracy a smaller set may cost and still count as "as good"; stated before looking
+
+store = ht.RunStore(STORE)
+trained = studies.score_table(store)
+# without the short runs that picked learning rates
+trained = trained[(trained["label"] == "Hadamard()") & (trained["n"] > 50)]
+six = store.load().query("backbone == 'minilm-l6'")["key"]
+trained = trained[trained["key"].isin(six)].assign(task=trained["task"].str.removeprefix("embedded/"))
+many = trained.groupby("task")["train_rows"].transform("nunique") > 1
+trained["task"] += (", K = " + trained["train_rows"].astype(str)).where(many, "")
+names = trained.set_index("key")["task"]
+removals = studies.measured_table(store, "removal")
+removals = removals[removals["key"].isin(names.index)].assign(task=removals["key"].map(names))
+
+# %% tags=["nbval-check-output"]
+runs = removals.drop_duplicates(["key", "split"]).pivot_table(
+    index="task", columns="split", values="n", aggfunc="max"
+)
+runs["seeds"] = removals.groupby("task")["seed"].nunique()
+print("Hadamard runs on MiniLM (6 layers) whose 64 subsets of layers were scored: rows by split, and seeds")
+print(runs.astype(int).to_string())
+missing = trained.loc[~trained["key"].isin(removals["key"]), "task"].value_counts().sort_index()
+print(f"trained but not measured: {', '.join(f'{task} ({n})' for task, n in missing.items()) or 'none'}")
+
+# %% [markdown]
+# ## How far did each layer move?
+#
+# $\lVert W_\ell - 1\rVert / \sqrt d$ and $\lVert b_\ell - \bar b_\ell\rVert / \sqrt d$: root mean square by layer, so that widths compare. The mean
+# of $b$ is taken out: the norm behind the adapter subtracts it. A layer that moved little is the first to go by the `norm` rule.
+
+# %%
+importance = studies.layer_importance(studies.vector_table(store))
+importance = importance[importance["key"].isin(removals["key"])].assign(task=importance["key"].map(names))
+tasks = sorted(set(importance["task"]))
+drawn = importance[(importance["vector"] != "both") & importance["task"].isin(tasks[:8])]
+print(f"not drawn, as a figure tells eight tasks apart: {', '.join(tasks[8:]) or 'none'}")
+figure = ht.plotting.importance_by_layer(drawn)
+ht.plotting.save(
+    figure,
+    "layer_importance",
+    table=drawn,
+    profile="reference",
+    folder="figures",
+    caption="How far each layer's Hadamard vectors moved",
+)
+figure
+
+# %% [markdown]
+# ## What does one layer add to the others?
+#
+# Leave one out: score with all layers minus score without layer $\ell$, on test rows; mean over runs. It is blind to layers that stand in for
+# one another, which is why the curves follow.
+
+# %% tags=["nbval-check-output"]
+drops = studies.leave_one_out(removals)
+print((100 * drops.pivot_table(index="task", columns="layer", values="drop")).round(1).to_string())
+print("points lost without the layer, of the task's metric")
+
+# %% [markdown]
+# ## Removal curves
+#
+# Five rules, none of which sees a test row: **greedy** backward elimination on held-out rows; **norm**, the least-moved layer first;
+# **consensus**, the mean greedy order of all *other* tasks; **first** and **last**. Behind them, in grey, all subsets of that size.
+# Most sentences of SST-2's dev set are among the movies' texts, so neither has a say in the other's consensus.
+
+# %%
+both = importance[importance["vector"] == "both"].rename(columns={"l2": "value"})[["key", "layer", "value"]]
+related = [set(filter(lambda task: task.startswith(("sst2", "movies")), names))]
+paths = studies.removal_paths(removals, both, apart=related)
+curves = studies.removal_curves(removals, paths)
+band = studies.subset_band(removals)
+figure = ht.plotting.score_by_layers_kept(curves, band)
+ht.plotting.save(
+    figure,
+    "layer_removal_curves",
+    table=curves,
+    profile="reference",
+    folder="figures",
+    caption="Score against the number of layers that keep their adapter",
+)
+figure
+
+# %% [markdown]
+# ## Better than chance?
+#
+# For each rule, the mean over runs of the test score of the layers that it kept, against the same choices with the layers relabelled: one
+# permutation $\pi$ for all runs, all $6! = 720$ of them counted. With $S_r$ the layers kept in run $r$,
+#
+# $$p = \frac{1}{720}\,\#\Big\{\pi : \textstyle\sum_r \mathrm{score}_r(\pi S_r) \ge \sum_r \mathrm{score}_r(S_r)\Big\}.$$
+#
+# One permutation for all keeps the likeness of choices and scores between runs, so that seeds and tasks need not be independent. `p_holm` is
+# corrected over all rules and sizes (Holm 1979); `least_p` is the smallest p that could have come out.
+
+# %% tags=["nbval-check-output"]
+chance = studies.better_than_chance(removals, paths)
+shown = chance[chance["size"].isin([4, 3, 2])].set_index(["size", "rule"]).sort_index(ascending=[False, True])
+print(shown[["score", "full", "chance", "gain", "p", "least_p", "p_holm"]].round(3).to_string())
+print(f"means over {chance['n_runs'].iloc[0]} runs of {chance['n_tasks'].iloc[0]} tasks, test rows")
+
+# %% [markdown]
+# Do the tasks agree on an order? Kendall's $W$ is 1 when all remove their layers in the same order, and 0 when they have none in common.
+
+# %% tags=["nbval-check-output"]
+agreement = studies.rank_agreement(paths)
+print(agreement.round(3).to_string(index=False))
+
+# %% [markdown]
+# ## The smallest sufficient set
+#
+# Walk down the greedy path while "not worse than all layers by the margin" holds on held-out rows (one-sided 5 %, hierarchical bootstrap of the
+# paired difference in accuracy over seeds and rows; for regression a t test over seeds). Then test the set that was chosen, once, on test
+# rows. With so few held-out rows the walk stops early: a set can be as good and not be *shown* to be.
+
+# %% tags=["nbval-check-output"]
+smallest = studies.smallest_set(removals, paths, margin=MARGIN)
+columns = [
+    "task",
+    "size",
+    "kept",
+    "held_out_low",
+    "test",
+    "test_low",
+    "confirmed",
+    "n_seeds",
+    "n_held_out",
+    "n_test",
+]
+print(f"margin {MARGIN}; differences to all layers and their one-sided 95 % bounds")
+print(smallest[columns].round(3).to_string(index=False))
+
+# %%
+sizes = smallest.set_index("task")["size"].astype(int).to_dict()
+shares = studies.kept_share(paths[paths["rule"] == "greedy"], sizes)
+figure = ht.plotting.layers_kept_by_task(shares)
+ht.plotting.save(
+    figure,
+    "layers_kept_by_task",
+    table=shares,
+    profile="reference",
+    folder="figures",
+    caption="Layers in the smallest set that is as good as all, by task",
+)
+figure
+
+# %% [markdown]
+# ## Retrained without them
+#
+# After the fact is one thing; training with fewer layers from the start is another. Runs of `Hadamard(layers=…)`, if the store has any:
+
+# %% tags=["nbval-check-output"]
+scores = studies.score_table(store)
+scores = scores[(scores["method"] == "Hadamard") & (scores["n"] > 50)]
+fewer = scores[scores["label"].str.contains("layers=")]
+if fewer.empty:
+    print("no run of Hadamard(layers=...) is in this store: retrained subsets are missing here")
+else:
+    compared = scores[scores["task"].isin(fewer["task"])].groupby(["task", "label", "train_rows"])["score"]
+    print(compared.agg(["mean", "std", "count"]).round(3).to_string())
+
+# %% [markdown]
+# ## Finding
+
+# %% tags=["nbval-check-output"]
+row = chance.set_index(["rule", "size"]).loc[("greedy", 4)]
+runs_of_four = curves[(curves["rule"] == "greedy") & (curves["size"] == 4)]
+by_task = [part.to_numpy() for _, part in runs_of_four.groupby("task")["difference"]]
+lost = studies.hierarchical_bootstrap(by_task).iloc[0]  # tasks, then their runs
+goes = agreement.set_index("rule").loc["greedy", "order"].split(",")[:2]
+verdict = "better than" if row["p_holm"] <= 0.05 else "not shown to be better than"
+print(
+    f"Without 2 of 6 layers, chosen by greedy elimination on held-out rows (most often {' and '.join(sorted(goes))}), the score changes by "
+    f"{100 * lost['estimate']:+.1f} points [{100 * lost['low']:+.1f}, {100 * lost['high']:+.1f}] (95 %, {row['n_tasks']:.0f} tasks, "
+    f"{row['n_runs']:.0f} runs); the choice is {verdict} a blind draw of 4 layers ({100 * row['gain']:+.1f} points, p = {row['p']:.3f}, "
+    f"Holm {row['p_holm']:.3f})."
+)
