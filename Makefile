@@ -1,8 +1,9 @@
 # make setup       environment in .venv, embedded backbone and data (checksums verified)
-# make test        setup, ruff, mypy, unit tests, notebook hygiene, nbval
+# make test        setup, ruff, mypy, unit tests, notebook hygiene, nbval, the pruner in a browser
+# make browser-test  the last of these alone: Voilà, JupyterLab and Chromium (installed where missing and permitted)
 # make reproduce   setup, every notebook in the smoke profile into build/notebooks, its figures into build/figures
 # make notebooks   rewrite the committed notebooks/*.ipynb from their scripts, executed
-# make figures     the figures alone (so far the notebooks make them)
+# make figures     setup, every reference figure and table again from data/reference_runs (seconds, no training)
 # make clean       remove what the targets above made, except downloads
 #
 # Choices, all optional:
@@ -10,6 +11,7 @@
 #   TORCH_INDEX=URL         
 #                            a further package index for torch, as pytorch.org names them: a small CPU build, CUDA builds;
 #                            unset, pip takes what your index offers
+#   CHROMIUM=/path/chrome    the browser of the browser test
 #   JOBS=2                   notebooks or test files at once
 #   OMP_NUM_THREADS=1        threads of each of them; the committed outputs were made with 1
 #   HADAMARD_PROFILE=paper   sizes of the paper instead of smoke (make reproduce; wants a GPU)
@@ -19,6 +21,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 TORCH_INDEX ?=
+CHROMIUM ?= chromium
 export OMP_NUM_THREADS ?= 1
 export HADAMARD_PROFILE ?= smoke
 export HF_HUB_OFFLINE ?= 1
@@ -29,6 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BROWSER := $(VENV)/.browser
 FETCHED := $(or $(HADAMARD_CACHE),data/cache)/.fetched
 LIBRARY := $(shell find hadamard_toolkit -name '*.py')
 SCRIPTS := $(sort $(wildcard notebooks/[0-9][0-9]_*.py))
@@ -39,7 +43,7 @@ COMMITTED := $(SCRIPTS:notebooks/%.py=build/stamps/%)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint unit nbval reproduce executed notebooks figures clean
+.PHONY: help setup test lint unit nbval browser-test reproduce executed notebooks figures clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -64,10 +68,10 @@ $(FETCHED): $(INSTALLED)
 	@mkdir -p $(@D) && touch $@
 
 # The committed outputs are smoke outputs without progress bars, whatever the shell says.
-test lint unit nbval notebooks: export HADAMARD_PROFILE := smoke
-test lint unit nbval notebooks: export HADAMARD_PROGRESS := 0
+test lint unit nbval browser-test notebooks: export HADAMARD_PROFILE := smoke
+test lint unit nbval browser-test notebooks: export HADAMARD_PROGRESS := 0
 
-test: lint unit nbval
+test: lint unit nbval browser-test
 
 lint: setup
 	$(BIN)/ruff check .
@@ -80,6 +84,18 @@ unit: lint
 # Every notebook again, in a fresh kernel; the cells tagged nbval-check-output must print what is committed.
 nbval: unit
 	$(BIN)/python -m pytest -q notebooks @notebooks/nbval.args -n $(JOBS) --dist loadfile
+
+# One process: two browsers on two cores would only wait for each other. A missing browser is an error.
+browser-test: $(BROWSER)
+	@command -v $(CHROMIUM) > /dev/null || { echo "make: no Chromium; installing Debian's with apt-get"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+		|| { echo "make: no Chromium, and it could not be installed; install the package chromium, or set CHROMIUM=PATH"; exit 1; }
+	$(BIN)/python -c "import playwright, voila"
+	CHROMIUM=$$(command -v $(CHROMIUM)) $(BIN)/python -m pytest -q -m browser tests/browser --durations=5
+
+$(BROWSER): $(INSTALLED) | $(FETCHED)
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e ".[notebooks,test,browser]"
+	@touch $@
 
 reproduce: executed figures
 	@echo; echo "Notebooks, executed in the $(HADAMARD_PROFILE) profile, in $(EXECUTED_IN)/"
@@ -103,7 +119,8 @@ build/stamps/%: notebooks/%.py tools/build_notebook.py $(LIBRARY) | $(FETCHED)
 	@$(BIN)/python tools/build_notebook.py $< notebooks/$*.ipynb
 	@mkdir -p $(@D) && touch $@
 
-figures: executed
+figures: setup
+	$(BIN)/hadamard figures
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,3 +42,5 @@ from .training.features import FeatureStore as FeatureStore
 from .training.loop import Outcome as Outcome, train as train
 from .training.protocol import Protocol as Protocol
 from .training.scoring import draw_batches as draw_batches
+from .widgets.pruner import LayerPruner as LayerPruner
+from .widgets.pruning_state import PruningState as PruningState

@@ -107,6 +107,35 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--dry-run", action="store_true", help="only say what is done and what is missing")
     many.set_defaults(command=_sweep)
 
+    pruner = commands.add_parser("pruner", help="prune the layers of a stored run by hand, in a browser")
+    pruner.add_argument(
+        "--run", metavar="KEY", help="key of the run, or how it begins (default: choose there)"
+    )
+    pruner.add_argument("--port", type=int, help="port on this machine (default: any free one)")
+    pruner.add_argument("--no-browser", action="store_true", help="only say where it is")
+    pruner.set_defaults(command=_pruner)
+
+    measured = commands.add_parser(
+        "measure", help="measure finished runs for the studies: gates, layers, sharing, …"
+    )
+    measured.add_argument(
+        "measurement", metavar="NAME", help="one of hadamard_toolkit.measurements.MEASUREMENTS"
+    )
+    measured.add_argument("--plan", metavar="PLAN.toml", help="only the runs of this plan")
+    for name in ("task", "method", "seed"):
+        measured.add_argument(
+            f"--{name}", action="append", help=f"only runs of this {name} (may be repeated)"
+        )
+    measured.set_defaults(command=_measure)
+
+    figures = commands.add_parser(
+        "figures", help="draw every paper figure again, from the store (checkout only)"
+    )
+    figures.add_argument("--store", metavar="DIR", help="folder of the runs (default: the reference runs)")
+    figures.add_argument("--folder", metavar="DIR", help="where they go (default: figures/ of the checkout)")
+    figures.add_argument("--venue", default="neurips", help="whose width they have (default: %(default)s)")
+    figures.set_defaults(command=_figures)
+
     for command in (one, many):
         command.add_argument(
             "--keep",
@@ -114,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=("adapters", "vectors", "everything"),
             help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, or all",
         )
-    for command in (one, runs, many):
+    for command in (one, runs, many, pruner, measured):
         command.add_argument(
             "--store", default=STORE, metavar="DIR", help="folder of the runs (default: %(default)s)"
         )
@@ -281,6 +310,41 @@ def _sweep(options: argparse.Namespace) -> int:
     for row in table[told].itertuples():
         print(f"  failed: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}", file=sys.stderr)
     return int((table["status"] == "failed").any())
+
+
+def _pruner(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.widgets.app import serve
+
+    return serve(options.store, options.run, port=options.port, browser=not options.no_browser)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+    from hadamard_toolkit.measurements import MEASUREMENTS, measure
+    from hadamard_toolkit.runs.store import RunStore
+
+    check_choice("measurement", options.measurement, MEASUREMENTS)
+    store = RunStore(options.store)
+    part = store.only(options.plan) if options.plan else store
+    table = part.load().drop_duplicates("key")
+    for name in ("task", "method", "seed"):
+        if wanted := getattr(options, name):
+            table = table[table[name].astype(str).isin(wanted)]
+    for row in table.itertuples():
+        try:
+            found = f"{len(measure(options.measurement, part.run(str(row.key)), part))} rows"
+        except (ArgumentError, UnsupportedError) as error:  # it does not apply to this run
+            found = f"left out: {error}"
+        print(f"{row.key}  {row.task}  {row.label}  seed {row.seed}  {found}", flush=True)
+    return int(table.empty)
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.figures import draw_all
+
+    for name in draw_all(options.store, options.folder, options.venue):
+        print(name, flush=True)
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

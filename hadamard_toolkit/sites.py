@@ -172,6 +172,18 @@ class Sites:
             found.append(layer % len(self))
         return sorted(set(found))
 
+    def layer(self, index: int) -> tuple[str, nn.Module]:
+        """Layer `index` as a whole: its path in the model, and the module."""
+        [index] = self.layers([index])
+        table, place, _ = self._rows[index]
+        path = f"{table.layers}.{place}"
+        return f"{self._prefix}.{path}" if self._prefix else path, self.base.get_submodule(path)
+
+    def layer_of(self, path: str) -> int | None:
+        """The layer that holds the parameter or module `path` of the model, or None for one outside the layers."""
+        roots = (self.layer(index)[0] for index in range(len(self)))
+        return next((index for index, root in enumerate(roots) if path.startswith(f"{root}.")), None)
+
     def post_norm(self, layer: int) -> bool:
         """Whether the norms of `layer` stand behind its residual additions, as in BERT (not before its blocks)."""
         [layer] = self.layers([layer])

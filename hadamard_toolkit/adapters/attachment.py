@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,14 @@ from hadamard_toolkit.adapters.base import (
     adapter_from_dict,
     adapter_to_dict,
 )
-from hadamard_toolkit.adapters.files import FORMAT, read_config, read_state, stack_vectors, write_attachment
+from hadamard_toolkit.adapters.files import (
+    FORMAT,
+    fingerprint,
+    read_config,
+    read_state,
+    stack_vectors,
+    write_attachment,
+)
 from hadamard_toolkit.adapters.gates import listen
 from hadamard_toolkit.adapters.masking import Kept, Masking, read_masks
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
@@ -51,7 +57,7 @@ class Attachment:
             if self._reshare:
                 self._reshare()
             raise
-        self._fingerprint = _fingerprint(self.sites)
+        self._fingerprint = fingerprint(self.sites.base_parameters())
         self._head = head_parameters(model)
         self._originals = {name: p.detach().clone() for name, p in self._head.items()}
         self._originals |= {t.path: self._tuned[t.label].detach().clone() for t in self.tunings}
@@ -99,15 +105,15 @@ class Attachment:
                     declared.module.to(device, precision)
                 self._insertions[label] = declared
 
-    def _wire(self, off: frozenset[int | None] = frozenset()) -> None:
+    def _wire(self, off: Collection[str] = ()) -> None:
         for handle in self._handles:
             handle.remove()
-        active = [i for i in self._insertions.values() if i.site.layer not in off]
+        active = [insertion for label, insertion in self._insertions.items() if label not in off]
         self._handles = [handle for insertion in active for handle in insertion.connect()]
         self._handles += listen(self.sites, active)
 
     def _unwire(self) -> None:
-        self._wire(frozenset((None, *range(len(self.sites)))))
+        self._wire(self._insertions)
 
     # parameters ------------------------------------------------------------------------------------------------
 
@@ -248,14 +254,19 @@ class Attachment:
         if on:
             yield
             return
-        off: frozenset[int | None] = frozenset(self.sites.layers(layers))
-        if layers == "all":
-            off |= {None}
-        tunings = [t for t in self.tunings if layers == "all" or t.layer in off]
-        trained = {t.label: self._tuned[t.label].detach().clone() for t in tunings}
+        off: set[int | None] = {*self.sites.layers(layers), *([None] if layers == "all" else [])}
+        insertions = [label for label, insertion in self._insertions.items() if insertion.site.layer in off]
+        with self.without(insertions, [t.label for t in self.tunings if layers == "all" or t.layer in off]):
+            yield
+
+    @contextmanager
+    def without(self, insertions: Collection[str], tunings: Collection[str]) -> Iterator[None]:
+        """The `insertions` and `tunings` with these labels are off in the block; `parts` finds them by layer."""
+        originals = {t.label: self._originals[t.path] for t in self.tunings if t.label in tunings}
+        trained = {label: self._tuned[label].detach().clone() for label in originals}
         try:
-            self._wire(off)
-            self._set({t.label: self._originals[t.path] for t in tunings})
+            self._wire(insertions)
+            self._set(originals)
             yield
         finally:
             self._set(trained)
@@ -391,14 +402,3 @@ def _nest(home: nn.Module, label: str, module: nn.Module) -> None:
             home.add_module(parent, nn.Module())
         home = home.get_submodule(parent)
     home.add_module(name, module)
-
-
-def _fingerprint(sites: Sites) -> str:
-    """16 hex digits from names, shapes and first values (in bfloat16) of the base model's tensors."""
-    digest = sha256()
-    for name, parameter in sites.base_parameters().items():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":
-            sample = parameter.detach().flatten()[:32].to(torch.bfloat16).view(torch.int16)
-            digest.update(sample.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -76,3 +79,14 @@ def stack_vectors(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray
                 stacked[label] = np.full((layers, value.numel()), np.nan, dtype=np.float32)
             stacked[label][layer] = value.float().numpy()
     return stacked
+
+
+def fingerprint(parameters: Mapping[str, Tensor]) -> str:
+    """16 hex digits from names, shapes and first values (in bfloat16) of the base model's `parameters`."""
+    digest = sha256()
+    for name, parameter in parameters.items():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        if parameter.device.type != "meta":
+            sample = parameter.detach().flatten()[:32].to(torch.bfloat16).view(torch.int16)
+            digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

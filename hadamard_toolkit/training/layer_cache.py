@@ -1,0 +1,239 @@
+"""What a model says with its adapter at work in some layers only, without computing what stayed the same.
+
+Layer i reads nothing but what the layers before it made. So when the parts of an adapter from layer i on are
+switched, evaluation starts at layer i from remembered hidden states: `LayerCache` keeps them by what was at work below.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.adapters.parts import Place, check_places, only, parts_of
+from hadamard_toolkit.errors import DataError, UnsupportedError, check_range
+
+Batch = dict[str, Tensor]
+GIB = 2**30
+TOLERANCE = 1e-6  # between resuming and computing all of it, relative to the largest logit
+
+
+class LayerCache:
+    """Logits of `inputs` with the adapter of `attachment` at work in any layers, the head always as trained.
+
+    Parameters
+    ----------
+    inputs: what the model reads, `{"input_ids": [rows, length], "attention_mask": …}`. Rows are put into batches of
+        like length, and padding behind the longest row of a batch is cut off.
+    memory: bytes of hidden states that are kept, the least recently used ones go first. Too little only costs time.
+
+    `logits(kept)` equals a pass over the model with all other parts taken off, to 1e-6. The weights of the attachment
+    must not change meanwhile; after they did, call `clear()`. The model is left as it was found, also on error. What
+    reads padding (UniPELT's gates as first published) depends on the batches here as in every evaluation.
+
+    Attributes: `places` (the layers and sites that carry something), `resumes` (None before the first call; False where
+    the layers of this architecture cannot be entered half way, which is found out by comparing logits: every call then
+    computes all of it).
+    """
+
+    def __init__(
+        self, attachment: Attachment, inputs: Mapping[str, Tensor], *, batch_size: int = 64, memory: int = GIB
+    ) -> None:
+        check_range("batch_size", batch_size, least=1)
+        check_range("memory", memory, least=0)
+        self.attachment, self.memory = attachment, memory
+        self.places: tuple[Place, ...] = tuple(parts_of(attachment))
+        self._layers = [attachment.sites.layer(index)[1] for index in range(len(attachment.sites))]
+        self._order, self._batches = _batches(inputs, batch_size)
+        # (layer, what is at work below it) -> what that layer reads, batch by batch
+        self._states: OrderedDict[tuple[int, frozenset[Place]], list[Tensor]] = OrderedDict()
+        self._widths: dict[int, int] = {}  # layer -> length of the tuple that it returns; absent: a tensor
+        self.resumes: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def logits(self, kept: Collection[int | Place]) -> np.ndarray:
+        """Logits [rows, outputs] (float32) with the adapter at work in `kept` alone: layers, or `(layer, site)` pairs.
+
+        Raises `ArgumentError` for a layer or site that there is not, `UnsupportedError` for a model without logits
+        per row.
+        """
+        chosen = check_places(self.attachment, kept)
+        with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
+            if self.resumes is None:
+                self.resumes = self._try_resuming()
+            found = torch.cat(self._run(chosen)).float().cpu().numpy()
+        result = np.empty_like(found)
+        result[self._order] = found
+        return result
+
+    def clear(self) -> None:
+        """Forget all hidden states."""
+        self._states.clear()
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _run(self, chosen: frozenset[Place]) -> list[Tensor]:
+        start, states = self._deepest(chosen)
+        answers, seen = [], []
+        for number, batch in enumerate(self._batches):
+            answer, read = self._pass(batch, start, states[number] if states else None)
+            answers.append(answer)
+            seen.append(read)
+        if self.resumes:
+            for layer in seen[0]:
+                self._remember((layer, _below(chosen, layer)), [read[layer] for read in seen])
+        return answers
+
+    def _deepest(self, chosen: frozenset[Place]) -> tuple[int, list[Tensor] | None]:
+        """The highest layer whose input is known, and that input; layer 0 and None if none is."""
+        for layer in range(len(self._layers) - 1, 0, -1):
+            key = (layer, _below(chosen, layer))
+            if key in self._states:
+                self._states.move_to_end(key)
+                return layer, self._states[key]
+        return 0, None
+
+    def _remember(self, key: tuple[int, frozenset[Place]], states: list[Tensor]) -> None:
+        self._states[key] = states
+        self._states.move_to_end(key)
+        while self._states and sum(map(_size, self._states.values())) > self.memory:
+            self._states.popitem(last=False)
+
+    def _pass(self, batch: Batch, start: int, state: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits of one batch, computed from layer `start` on, and what each later layer read."""
+        read: dict[int, Tensor] = {}
+        device = next(self.attachment.model.parameters()).device
+        with ExitStack() as stack:
+            for index, layer in enumerate(self._layers):
+                if index < start:
+                    stack.enter_context(_standing_in(layer, self._hand_over(index, state)))
+                    continue
+                if index > start:
+                    stack.enter_context(
+                        _hook(layer.register_forward_pre_hook, _note(read, index), with_kwargs=True)
+                    )
+                stack.enter_context(_hook(layer.register_forward_hook, self._note_form(index)))
+            output = self.attachment.model(**{name: value.to(device) for name, value in batch.items()})
+        answer = getattr(output, "logits", None)
+        if answer is None or answer.ndim != 2:
+            raise UnsupportedError(
+                f"{type(self.attachment.model).__name__} gives no logits per row, so layers cannot be compared by "
+                "them; classification and regression heads do"
+            )
+        return answer, read
+
+    def _hand_over(self, index: int, state: Tensor | None) -> Callable[..., Any]:
+        """The forward of a layer that is passed over: it returns `state` in the form that the layer would."""
+        width = self._widths.get(index)
+        return lambda *_, **__: state if width is None else (state, *[None] * (width - 1))
+
+    def _note_form(self, index: int) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                self._widths[index] = len(output)
+
+        return note
+
+    def _try_resuming(self) -> bool:
+        """Whether the shortest rows give the same logits from every layer on as from the first."""
+        if self.attachment.model.config.is_encoder_decoder:
+            return False  # two stacks of layers, and the second reads the first one's end in every layer
+        batch = self._batches[0]
+        whole, read = self._pass(batch, 0, None)
+        if set(read) != set(range(1, len(self._layers))):
+            return False
+        allowed = TOLERANCE * max(1.0, float(whole.abs().max()))
+        for layer, state in read.items():
+            try:
+                resumed, _ = self._pass(batch, layer, state)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                return False  # later layers want more of the earlier ones than their hidden states
+            if not float((resumed - whole).abs().max()) <= allowed:
+                return False
+        return True
+
+
+def _below(chosen: frozenset[Place], layer: int) -> frozenset[Place]:
+    return frozenset(place for place in chosen if place[0] < layer)
+
+
+def _size(states: list[Tensor]) -> int:
+    return sum(state.numel() * state.element_size() for state in states)
+
+
+def _batches(inputs: Mapping[str, Tensor], batch_size: int) -> tuple[np.ndarray, list[Batch]]:
+    """The order of rows by length, and the inputs in that order, cut into batches."""
+    sizes = {name: len(value) for name, value in inputs.items()}
+    if not sizes or min(sizes.values()) < 1 or len(set(sizes.values())) > 1:
+        raise DataError(
+            f"inputs have {sizes or 'no tensors'}; every tensor needs the same number of rows, at least one"
+        )
+    rows = next(iter(sizes.values()))
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        order, ends = np.arange(rows), None
+    else:
+        # where the last token of a row stands: padding may be on either side, and only that on the right is cut off
+        ends = (mask != 0).long().mul(torch.arange(1, mask.shape[1] + 1)).amax(1)
+        order = np.argsort(ends.numpy(), kind="stable")
+    batches = []
+    for start in range(0, rows, batch_size):
+        chosen = torch.from_numpy(order[start : start + batch_size])
+        batch = {name: value[chosen] for name, value in inputs.items()}
+        if ends is not None and mask is not None:
+            end = max(1, int(ends[chosen].max()))
+            batch = {
+                name: value[:, :end] if value.ndim == 2 and value.shape == mask[chosen].shape else value
+                for name, value in batch.items()
+            }
+        batches.append(batch)
+    return order, batches
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode in the block; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`forward` in place of the module's own; hooks around it stay."""
+    held = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if held is not None:
+            module.forward = held
+
+
+@contextmanager
+def _hook(register: Callable[..., Any], hook: Callable[..., None], **options: Any) -> Iterator[None]:
+    handle = register(hook, **options)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _note(read: dict[int, Tensor], index: int) -> Callable[..., None]:
+    def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        read[index] = args[0] if args else options["hidden_states"]
+
+    return note

@@ -1,0 +1,146 @@
+"""The pruner as an app of its own: pick a run, prune it. `hadamard pruner` opens it through Voilà."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.runs.sweep import MissingExtraError
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
+
+NOTEBOOK = Path(__file__).with_name("pruner_app.ipynb")
+STORE, RUN, RETRAINED = "HADAMARD_STORE", "HADAMARD_RUN", "HADAMARD_RETRAINED"
+FIGURES = "HADAMARD_FIGURES"
+_EMPTY = "—"
+
+
+def prunable(store: RunStore) -> dict[str, str]:
+    """Runs of a store that can be pruned: what a menu says of them, and their keys. `DataError` if there are none."""
+    table = store.load()
+    shown = table[table["headline"] & (table["split"] == "test") & (table["trained"] > 0)]
+    shown = shown.sort_values(["task", "label", "seed", "key"])
+    found = {}
+    for row in shown.itertuples():
+        if (store.folder / str(row.key) / "adapter_model.safetensors").is_file():
+            found[f"{row.task}, {row.label}, seed {row.seed} ({str(row.key)[:6]})"] = str(row.key)
+    if not found:
+        raise DataError(
+            f"{store.folder} holds no run whose weights were kept; `hadamard run --store DIR` makes one"
+        )
+    return found
+
+
+def pruner_app(store: str | Path | None = None, run: str | None = None, **options: Any) -> widgets.VBox:
+    """A menu of the runs in `store`, and the pruner of the one chosen (or of two, side by side).
+
+    `store` and `run` (a key, or how it begins) come from the environment variables `HADAMARD_STORE` and
+    `HADAMARD_RUN` where they are left out, as `hadamard pruner` sets them; so do the folders of retrained runs
+    (`HADAMARD_RETRAINED`) and of figures (`HADAMARD_FIGURES`).
+    """
+    import ipywidgets as widgets
+
+    from hadamard_toolkit.widgets.views import message
+
+    folder = Path(store or os.environ.get(STORE) or "runs")
+    options.setdefault("store", os.environ.get(RETRAINED) or "runs")
+    options.setdefault("figures", os.environ.get(FIGURES) or "figures")
+    place = widgets.VBox()
+    try:
+        source = RunStore(folder)
+        menu = prunable(source)
+        key = run or os.environ.get(RUN)
+        first = source.run(key).key if key else next(iter(menu.values()))
+        if first not in menu.values():
+            raise ArgumentError(f"run={key!r} is not allowed: its weights were not kept")
+    except ToolkitError as error:
+        place.children = [widgets.HTML(message(str(error), error=True))]
+        return place
+    choose = widgets.Dropdown(
+        options=list(menu.items()),
+        value=first,
+        description="Run",
+        layout={"width": "600px", "max_width": "96%"},
+    )
+    beside = widgets.Dropdown(
+        options=[(_EMPTY, ""), *menu.items()],
+        value="",
+        description="Beside it",
+        layout={"width": "600px", "max_width": "96%"},
+    )
+
+    def show(_: object = None) -> None:
+        for child in place.children[2:]:
+            child.close()
+        keys = list(dict.fromkeys(key for key in (choose.value, beside.value) if key))
+        place.children = [choose, beside, widgets.HTML("<p>Loading…</p>")]
+        place.children = [choose, beside, _pruner_of(source, keys, options)]
+
+    for control in (choose, beside):
+        control.observe(show, "value")
+    show()
+    return place
+
+
+def _pruner_of(source: RunStore, keys: list[str], options: dict[str, Any]) -> widgets.Widget:
+    import ipywidgets as widgets
+
+    from hadamard_toolkit.widgets.pruner import LayerPruner
+    from hadamard_toolkit.widgets.views import message
+
+    try:
+        return LayerPruner([source.run(key) for key in keys], **options)
+    except (ToolkitError, OSError) as error:
+        return widgets.HTML(message(str(error), error=True))
+
+
+def serve(
+    store: str | Path,
+    run: str | None = None,
+    *,
+    retrained: str | Path | None = None,
+    port: int | None = None,
+    browser: bool = True,
+    theme: str = "light",
+    call: Callable[[list[str], dict[str, str]], int] | None = None,
+) -> int:
+    """Open the app in a browser until it is interrupted, through Voilà on this machine alone; Voilà's exit status.
+
+    `call` starts a command in an environment (default: this process becomes it, where the system lets it).
+    """
+    if find_spec("voila") is None:
+        raise MissingExtraError(
+            "`hadamard pruner` needs Voilà; install it with: pip install hadamard_toolkit[browser]"
+        )
+    source = RunStore(store)
+    prunable(source)
+    # a Voilà kernel works in the folder of the notebook, so every place is said in full
+    places = {
+        STORE: source.folder,
+        RETRAINED: Path(retrained or os.environ.get(RETRAINED) or "runs"),
+        FIGURES: Path(os.environ.get(FIGURES) or "figures"),
+    }
+    environment = {**os.environ, **{name: str(place.resolve()) for name, place in places.items()}}
+    environment.pop(RUN, None)
+    if run is not None:
+        environment[RUN] = source.run(run).key
+    command = [sys.executable, "-m", "voila", str(NOTEBOOK), f"--theme={theme}", "--Voila.ip=127.0.0.1"]
+    command += [] if port is None else [f"--port={port}"]
+    command += [] if browser else ["--no-browser"]
+    return (call or _become)(command, environment)
+
+
+def _become(command: list[str], environment: dict[str, str]) -> int:
+    """Whoever ends this process then ends the server, and not its parent alone."""
+    sys.stdout.flush()
+    if os.name == "posix":
+        os.execve(command[0], command, environment)
+    return subprocess.call(command, env=environment)

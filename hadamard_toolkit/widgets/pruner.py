@@ -1,0 +1,453 @@
+"""`LayerPruner`: the widget. It shows a `PruningState` and what an `Evaluation` says of it, and passes events on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.plotting.export import Saved, save
+from hadamard_toolkit.plotting.pruner import pruned_layers
+from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore, as_store
+from hadamard_toolkit.runs.sweep import MissingExtraError
+from hadamard_toolkit.tasks.base import Task
+from hadamard_toolkit.widgets import views
+from hadamard_toolkit.widgets.adapters import pruned_adapter
+from hadamard_toolkit.widgets.evaluation import ROWS, Score, compare
+from hadamard_toolkit.widgets.orders import consensus_order
+from hadamard_toolkit.widgets.pruning_state import (
+    Event,
+    Keep,
+    Preset,
+    PruningState,
+    Range,
+    Redo,
+    Reset,
+    Threshold,
+    Toggle,
+    Undo,
+)
+from hadamard_toolkit.widgets.retrain import Retraining
+from hadamard_toolkit.widgets.subjects import headless_code, subjects
+
+try:
+    import ipywidgets as widgets
+
+    from hadamard_toolkit.widgets.panel import Panel
+except ImportError as missing:
+    raise MissingExtraError(
+        f"LayerPruner needs {missing.name}; install it with: pip install hadamard_toolkit[notebooks]"
+    ) from None
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Subject = Run | Attachment | tuple[PreTrainedModel, Attachment]
+
+DELAY = 0.25  # seconds without a further event before the score is computed
+PROCESS_LOOK = 0.2  # seconds between looks at a retraining
+
+
+class LayerPruner(widgets.VBox):
+    """Switch the layers of a trained adapter off and on, and see what the model loses and saves.
+
+    Parameters
+    ----------
+    model_or_run: a stored `Run`, several of them (tasks side by side, under one set of switches), an `Attachment`, or a
+        pair `(model, attachment)`.
+    task: of an attachment its `Task` or its name; a run knows its own.
+    tokenizer: of an attachment.
+    rows, split: what is scored, see `Evaluation`.
+    store: where retrained runs go (default: `runs`, the folder that the command line uses). Never the store that a run
+        was read from, unless it is named here.
+    reference: a store with measured removals, for the preset `consensus` (default: the store of the first run).
+    spec: of an attachment, what it was trained by; retraining needs it.
+    figures: folder of exported figures, see `ht.plotting.save`.
+
+    Switching takes nothing away for good: the model is as it was after every evaluation, also after an error. `state`
+    is the `PruningState` shown, `apply(event)` changes it, `settle()` waits for the numbers, `scores()` are these.
+    An error in a callback is shown in the view; under pytest, or with `HADAMARD_DEBUG=1`, it is raised too.
+    """
+
+    def __init__(
+        self,
+        model_or_run: Subject | Sequence[Run],
+        task: Task | str | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        rows: int = ROWS,
+        split: str | None = None,
+        store: RunStore | str | Path = "runs",
+        reference: RunStore | str | Path | None = None,
+        spec: RunSpec | None = None,
+        figures: str | Path = "figures",
+        **options: Any,
+    ) -> None:
+        self.evaluations, self.specs, self._sources = subjects(
+            model_or_run, task, tokenizer, spec, rows=rows, split=split, **options
+        )
+        places = self.evaluations[0].places
+        for other in self.evaluations[1:]:
+            if other.places != places:
+                raise ArgumentError(
+                    f"{other.name} has its adapter in other places than {self.evaluations[0].name}"
+                )
+        importance = {
+            p: sum(e.importance[p] for e in self.evaluations) / len(self.evaluations) for p in places
+        }
+        self.state = PruningState.of(places, importance)
+        self._store, self._rows = as_store(store), rows
+        self._reference, self._figures = reference, figures
+        self._without: dict[int, dict[Any, float]] = {}
+        self._retrained: dict[int, tuple[Score, str]] = {}
+        self._orders: dict[str, tuple[int, ...]] = {}
+        self._pending: asyncio.TimerHandle | None = None
+        self._job: Retraining | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._stop, self._closed = False, False
+        for evaluation in self.evaluations:
+            evaluation.score(places)
+        self.panel = Panel(self.state, self._guard, self)
+        super().__init__([self.panel.box])
+        self.add_class("hadamard-pruner")
+        self._draw()
+
+    def __repr__(self) -> str:
+        names = ", ".join(evaluation.name for evaluation in self.evaluations)
+        return f"LayerPruner({names}; kept: {self.state.range_text})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the widget down: nothing computes any more, a retraining is cancelled, the model is as it was."""
+        if getattr(self, "_closed", True):
+            return
+        self._closed = True
+        self.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
+        super().close()
+
+    # state -----------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> PruningState:
+        """Apply `event` to the state, show it, and see to its score; the new state."""
+        after = self.state.apply(event)
+        if after != self.state:
+            self.state = after
+            self._retrained.clear()
+            self.panel.say("")
+            self._draw(quick=True)
+            self._later()
+        else:
+            self.panel.sync(self.state)
+        return self.state
+
+    def preset(self, name: str, k: int | None = None) -> PruningState:
+        """Keep what a rule says: one of `pruning_state.PRESETS`, `"greedy"` or `"consensus"`, with k layers."""
+        if name == "greedy":
+            self._greedily(k)
+        elif name == "consensus":
+            if name not in self._orders:
+                self._orders[name] = consensus_order(
+                    self._reference_store(), self._tasks(), self.state.layers
+                )
+            self.apply(Keep(self._last(self._orders[name], k)))
+        else:
+            self.apply(Preset(name, k if name == "top-k" else None))
+        return self.state
+
+    def _last(self, order: Sequence[int], k: int | None) -> tuple[int, ...]:
+        """The k layers that an order of removal leaves to the end."""
+        count = len(self.state.layers) if k is None else k
+        return tuple(sorted(order[len(order) - count :]))
+
+    def _reference_store(self) -> RunStore:
+        if self._reference is not None:
+            return as_store(self._reference)
+        if (folder := self._sources[0]) is None:
+            raise ArgumentError(
+                "reference=None is not allowed here: the consensus needs a store with measured runs"
+            )
+        return RunStore(folder)
+
+    def _tasks(self) -> set[str]:
+        return {evaluation.task.name for evaluation in self.evaluations}
+
+    # numbers ---------------------------------------------------------------------------------------------------
+
+    def settle(self) -> Self:
+        """Wait for the score of the state shown, if it is still to come."""
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+        self._evaluate()
+        return self
+
+    def scores(self) -> pd.DataFrame:
+        """What is kept against the unpruned model, a row per task: the fields of `Score`, `difference` and `split`."""
+        rows = []
+        for evaluation in self.evaluations:
+            score = evaluation.score(self.state.kept)
+            told = {"task": evaluation.name, "split": evaluation.split, **vars(score)}
+            rows.append({**told, "difference": score.difference})
+        return pd.DataFrame(rows)
+
+    def evidence(self) -> pd.DataFrame:
+        """What is known of every part, task by task: see `evidence.evidence_table`; `without` once it was asked for."""
+        tables = []
+        for index, evaluation in enumerate(self.evaluations):
+            table = evaluation.evidence.assign(task=evaluation.name)
+            known = self._without.get(index, {})
+            places = zip(table["layer"], table["site"], strict=True)
+            without = [known.get(place, float("nan")) for place in places]
+            tables.append(table.assign(without=without))
+        return pd.concat(tables, ignore_index=True)
+
+    def leave_one_out(self) -> None:
+        """Compute what the score misses without each part, and show it beside its switch."""
+
+        def work() -> Iterator[tuple[str, float]]:
+            total = len(self.evaluations) * len(self.state.places)
+            for index, evaluation in enumerate(self.evaluations):
+                for number, place in enumerate(self.state.places):
+                    found = evaluation.score(frozenset(self.state.places) - {place})
+                    self._without.setdefault(index, {})[place] = found.difference
+                    yield (
+                        "leaving out one part at a time",
+                        (index * len(self.state.places) + number + 1) / total,
+                    )
+
+        self._slowly(work(), lambda: self._draw())
+
+    def _greedily(self, k: int | None) -> None:
+        """Backward elimination on the first task's rows, then the k layers that stay longest."""
+        order: list[int] = []
+
+        def work() -> Iterator[tuple[str, float]]:
+            count = len(self.state.layers)
+            if "greedy" not in self._orders:
+                for done, layer in enumerate(self.evaluations[0].greedy(), start=1):
+                    order.append(layer)
+                    yield f"greedy elimination on {self.evaluations[0].name}", done / count
+                self._orders["greedy"] = tuple(order)
+
+        self._slowly(work(), lambda: self.apply(Keep(self._last(self._orders["greedy"], k))))
+
+    def _evaluate(self) -> None:
+        self._pending = None
+        for evaluation in self.evaluations:
+            evaluation.score(self.state.kept)
+        self._draw()
+
+    def _later(self) -> None:
+        """Score soon, when no further event comes: on the kernel's loop, or at once where there is none."""
+        if self._pending is not None:
+            self._pending.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._evaluate()
+            return
+        self._pending = loop.call_later(DELAY, lambda: self._guard(self._evaluate))
+
+    # retraining ------------------------------------------------------------------------------------------------
+
+    def pruned_specs(self) -> list[RunSpec]:
+        """What a retraining of the state shown would run, a spec per task."""
+        found = []
+        for evaluation, spec in zip(self.evaluations, self.specs, strict=True):
+            if spec is None:
+                raise ArgumentError(
+                    f"spec=None is not allowed here: retraining {evaluation.name} needs what it was trained by"
+                )
+            found.append(replace(spec, adapter=pruned_adapter(spec.adapter, self.state)))
+        return found
+
+    def retrain(self) -> None:
+        """Train what is kept anew, task by task, in another process, and show its score on the same rows."""
+        specs, state = self.pruned_specs(), self.state
+
+        def work() -> Iterator[tuple[str, float]]:
+            for index, spec in enumerate(specs):
+                if spec not in self._store:
+                    self._job = Retraining(spec, self._store)
+                    while not self._job.finished:
+                        stage, share = self._job.progress
+                        yield f"retraining {spec.task}: {stage}", share
+                    key = self._job.result()
+                    self._job = None
+                    if key is None:
+                        return
+                if self.state == state:
+                    self._retrained[index] = self._score_of(spec, index), f"run {spec.key}"
+
+        self._slowly(work(), lambda: self._draw(), pause=PROCESS_LOOK)
+
+    def _score_of(self, spec: RunSpec, index: int) -> Score:
+        """The retrained run on the rows that are shown; it held out the same ones, having the same seed."""
+        evaluation, run = self.evaluations[index], self._store.run(spec.key)
+        part = run.predictions.get(evaluation.split, {"rows": np.empty(0), "logits": np.empty((0, 1))})
+        places = {int(row): place for place, row in enumerate(part["rows"])}
+        if not all(int(row) in places for row in evaluation.positions):
+            raise DataError(f"run {spec.key} has no predictions for the rows shown here")
+        logits = part["logits"][[places[int(row)] for row in evaluation.positions]]
+        return compare(
+            evaluation.task.metric, logits, evaluation.logits(self.state.places), evaluation.labels
+        )
+
+    def cancel(self) -> None:
+        """Stop what is going on: a retraining, a greedy search, leaving out one by one."""
+        self._stop = True
+        if self._job is not None:
+            self._job.cancel()
+
+    def _slowly(
+        self, work: Iterator[tuple[str, float]], then: Callable[[], object], pause: float = 0.0
+    ) -> None:
+        """Go through `work` with a bar, letting the kernel's loop (where one runs) answer between the steps."""
+        if self._working is not None and not self._working.done():
+            raise ArgumentError("something is going on already; cancel it first")
+        self._stop = False
+
+        async def go() -> None:
+            try:
+                for text, share in work:
+                    if self._stop:
+                        break
+                    self.panel.progress(text, share)
+                    await asyncio.sleep(max(pause, 0.01))
+            except Exception as error:
+                self._show(error)
+                return
+            finally:
+                self._job = None
+                self.panel.progress("", None)
+            if self._stop:
+                self.panel.say("cancelled")
+            else:
+                self._guard(then)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(go())
+        else:
+            self._working = asyncio.ensure_future(go())
+
+    # taking it away --------------------------------------------------------------------------------------------
+
+    def code(self) -> str:
+        """Python that gives the same score without a screen, and the call that would retrain."""
+        return headless_code(self.state, self.evaluations, self.specs, self._sources, self._rows, self._store)
+
+    def table(self) -> pd.DataFrame:
+        """What `figure` draws: a row per task, layer and site, with the scores of the task in each."""
+        evidence = self.evidence()[["task", "layer", "site", "importance"]]
+        kept = [
+            (layer, site) in self.state.kept
+            for layer, site in zip(evidence["layer"], evidence["site"], strict=True)
+        ]
+        scores = self.scores()[["task", "metric", "split", "value", "full", "difference", "low", "high", "n"]]
+        return evidence.assign(kept=kept).merge(scores, on="task", validate="many_to_one")
+
+    def figure(self, *, venue: str = "neurips") -> Figure:
+        """What one sees, as a figure for a page."""
+        return pruned_layers(self.table(), venue=venue)
+
+    def export(self, name: str = "pruned_layers", *, folder: str | Path | None = None) -> Saved:
+        """Write that figure through `ht.plotting.save`, and say where."""
+        notes = {"kept": self.state.range_text, "runs": [spec.key for spec in self.specs if spec is not None]}
+        saved = save(self.figure(), name, table=self.table(), folder=folder or self._figures, notes=notes)
+        self.panel.say(
+            f"written: {saved.pdf.name}, {saved.png.name}, {saved.json.name} in {_near(saved.pdf.parent)}"
+        )
+        return saved
+
+    # view ------------------------------------------------------------------------------------------------------
+
+    def _draw(self, *, quick: bool = False) -> None:
+        """Show the state and the best numbers at hand: the score, else (`quick`) a preview marked as such."""
+        kept = self.state.kept
+        rows = []
+        for index, evaluation in enumerate(self.evaluations):
+            score, status = evaluation.known(kept), f"up to date, {evaluation.split} rows"
+            if score is None:
+                score = evaluation.preview(kept) if quick else None
+                status = f"stale: preview on {score.n} rows" if score is not None else "stale: not computed"
+            retrained, told = self._retrained.get(index, (None, ""))
+            rows.append(
+                {
+                    "task": evaluation.name,
+                    "score": score,
+                    "status": status,
+                    "retrained": retrained,
+                    "retrained_as": told,
+                }
+            )
+        self.panel.show_numbers(views.numbers(rows, self.state.range_text))
+        first = self.evaluations[0]
+        self.panel.show_costs(views.costs(first.cost(kept), first.cost(self.state.places)))
+        if not quick:
+            tables = {e.name: e.flipped(kept) for e in self.evaluations}
+            totals = {
+                e.name: None if e.task.kind == "regression" else e.score(kept).changed
+                for e in self.evaluations
+            }
+            self.panel.show_flips(views.flips(tables, totals))
+        self.panel.show_code(views.code(self.code()))
+        self.panel.show_evidence(self.evidence(), self.state)
+        self.panel.sync(self.state)
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        """Every callback goes through here: what fails is said in the view, and raised under test."""
+        try:
+            action()
+        except Exception as error:
+            self._show(error)
+
+    def _show(self, error: Exception) -> None:
+        self.panel.say(" ".join(str(error).split()) or type(error).__name__, error=True)
+        self.panel.sync(self.state)
+        if "PYTEST_CURRENT_TEST" in os.environ or os.environ.get("HADAMARD_DEBUG", "0") not in ("", "0"):
+            raise error
+
+    def handle(self, name: str, value: Any = None) -> None:
+        """What a control of the panel asks for, by its name."""
+        actions: dict[str, Callable[[], object]] = {
+            "undo": lambda: self.apply(Undo()),
+            "redo": lambda: self.apply(Redo()),
+            "reset": lambda: self.apply(Reset()),
+            "range": lambda: self.apply(Range(value)),
+            "threshold": lambda: self.apply(Threshold(value)),
+            "toggle": lambda: self.apply(Toggle(*value)),
+            "preset": lambda: self.preset(*value),
+            "leave one out": self.leave_one_out,
+            "retrain": self.retrain,
+            "cancel": self.cancel,
+            "export": self.export,
+        }
+        self._guard(actions[name])
+
+
+def _near(folder: Path) -> str:
+    """A folder from here, where it lies below."""
+    try:
+        return str(folder.resolve().relative_to(Path.cwd().resolve()))
+    except ValueError:
+        return str(folder)

@@ -1,0 +1,96 @@
+"""What the pruner is given, made into evaluations; and code that makes the same without a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.errors import ArgumentError, ToolkitError
+from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.tasks.base import Task
+from hadamard_toolkit.widgets.adapters import adapter_source, pruned_adapter
+from hadamard_toolkit.widgets.evaluation import Evaluation
+from hadamard_toolkit.widgets.pruning_state import PruningState
+
+
+def subjects(
+    given: Any, task: Task | str | None, tokenizer: Any, spec: RunSpec | None, **options: Any
+) -> tuple[list[Evaluation], list[RunSpec | None], list[Path | None]]:
+    """Evaluations, specs and stores of what the pruner is given."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Attachment):
+        model, attachment = given
+        if attachment.model is not model:
+            raise ArgumentError(
+                "model_or_run=(model, attachment) is not allowed: that attachment is on another model"
+            )
+        given = attachment
+    if isinstance(given, Attachment):
+        if task is None or tokenizer is None:
+            raise ArgumentError(
+                "task and tokenizer are needed beside an attachment; a stored run knows its own"
+            )
+        if isinstance(task, str):
+            from hadamard_toolkit.tasks.registry import load_task
+
+            task = load_task(task)
+        return [Evaluation(given, task, tokenizer, **options)], [spec], [None]
+    runs = [given] if isinstance(given, Run) else list(given) if isinstance(given, Sequence) else []
+    if not runs or not all(isinstance(run, Run) for run in runs):
+        raise ArgumentError(
+            f"model_or_run={given!r} is not allowed; give a Run, several, an Attachment, or (model, attachment)"
+        )
+    if task is not None or tokenizer is not None or spec is not None:
+        raise ArgumentError("task, tokenizer and spec belong to an attachment; a stored run knows its own")
+    repeated = len({run.spec.task for run in runs}) < len(runs)
+    found = []
+    for run in runs:
+        name = f"{run.spec.task} ({run.key[:6]})" if repeated else run.spec.task
+        if run.folder is None and run.attachment is not None:
+            raise ArgumentError(
+                "this run was not stored; give its attachment, or run(spec, store) and store.run(key)"
+            )
+        found.append(Evaluation.of_run(run, name=name, **options))
+    return found, [run.spec for run in runs], [run.folder.parent if run.folder else None for run in runs]
+
+
+def headless_code(
+    state: PruningState,
+    evaluations: Sequence[Evaluation],
+    specs: Sequence[RunSpec | None],
+    sources: Sequence[Path | None],
+    rows: int,
+    store: RunStore,
+) -> str:
+    """Python that prints the scores of `state` from stored runs, and the call that would retrain it, as a comment."""
+    before, after = ["from hadamard_toolkit.widgets.evaluation import Evaluation"], []
+    for index, (evaluation, spec, source) in enumerate(
+        zip(evaluations, specs, sources, strict=True), start=1
+    ):
+        mark = "" if len(evaluations) == 1 else f"_{index}"
+        chosen = f"rows={rows}, split={evaluation.split!r}"
+        if source is not None and spec is not None:
+            before += ["", f"run{mark} = ht.RunStore({str(source)!r}).run({spec.key!r})"]
+            before += [f"evaluation{mark} = Evaluation.of_run(run{mark}, {chosen})  # {spec.task}"]
+        else:
+            before += ["", "# with your own attachment, task and tokenizer"]
+            before += [f"evaluation{mark} = Evaluation(attachment, task, tokenizer, {chosen})"]
+        after.append(f"print(evaluation{mark}.score(kept))")
+        if spec is not None:
+            after += [
+                "",
+                "# trained anew, with what is kept alone",
+                f"# {_retraining(state, spec, mark, store)}",
+            ]
+    return state.as_code(before="\n".join(before), after="\n".join(after))
+
+
+def _retraining(state: PruningState, spec: RunSpec, mark: str, store: RunStore) -> str:
+    try:
+        adapter = adapter_source(pruned_adapter(spec.adapter, state))
+    except ToolkitError as error:
+        return str(error)
+    return f"ht.run(dataclasses.replace(run{mark}.spec, adapter={adapter}), {str(store.folder)!r})"

@@ -1,0 +1,197 @@
+"""The pruner as people meet it: in Voilà and in JupyterLab, checked against what it computes without a screen."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="needs the extra `browser`; make browser-test installs it")
+from playwright.sync_api import Locator, Page, expect
+
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets import views
+from hadamard_toolkit.widgets.evaluation import Evaluation, Score
+from hadamard_toolkit.widgets.pruning_state import Event, PruningState, Range, Toggle, Undo
+from tests.browser.conftest import PATIENCE, SCREENS
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+class Headless:
+    """What should be shown, from the state model and the evaluation alone."""
+
+    def __init__(self, run_key: str, store: RunStore) -> None:
+        self.evaluation = Evaluation.of_run(store.run(run_key))
+        self.state = PruningState.of(self.evaluation.places, self.evaluation.importance)
+
+    def apply(self, event: Event) -> None:
+        self.state = self.state.apply(event)
+
+    @property
+    def score(self) -> Score:
+        return self.evaluation.score(self.state.kept)
+
+
+@pytest.fixture
+def headless(places: dict[str, str], store: RunStore) -> Headless:
+    return Headless(places["HADAMARD_RUN"], store)
+
+
+def check(page: Page, headless: Headless) -> None:
+    """Everything shown is what the state and its evaluation say, once the numbers are up to date."""
+    state, score = headless.state, headless.score
+    expect(page.locator(".hp-scores caption b")).to_have_text(state.range_text)
+    row = page.locator(".hp-scores tbody tr").first
+    expect(row.locator("td").last).to_contain_text("up to date")
+    assert row.locator("td").all_text_contents()[1:8] == [
+        score.metric,
+        views.number(score.full),
+        views.number(score.value),
+        views.number(score.difference, sign=True),
+        views.interval(score),
+        f"{score.changed} (+{score.gained} / −{score.lost})",
+        str(score.n),
+    ]
+    cost = headless.evaluation.cost(state.kept)
+    expect(page.get_by_text(re.compile(rf"^Trained {cost['trained']:,} of "))).to_be_visible()
+    for layer in state.layers:
+        kept = [place in state.kept for place in state.places if place[0] == layer]
+        words = "kept" if all(kept) else "partly kept" if any(kept) else "pruned"
+        expect(page.get_by_role("button", name=f"Layer {layer}: {words}", exact=True)).to_be_visible()
+    expect(range_box(page)).to_have_value(state.range_text)
+
+
+def range_box(page: Page) -> Locator:
+    return page.get_by_placeholder("0-3,7")
+
+
+def by_keyboard_to(page: Page, target: Locator, *, backwards: bool = False) -> None:
+    """Press Tab until `target` has the focus."""
+    for _ in range(80):
+        if target.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Shift+Tab" if backwards else "Tab")
+    raise AssertionError("the keyboard does not get there")
+
+
+def drive(page: Page, headless: Headless, places: dict[str, str]) -> None:
+    """One session: flip by mouse, range and undo by keyboard, an error, retrain, export."""
+    check(page, headless)
+    page.get_by_role("button", name="Layer 1: kept").click()
+    headless.apply(Toggle(1))
+    check(page, headless)
+    page.get_by_role("button", name="L2 norm: kept").click()
+    headless.apply(Toggle(2, "attention_norm"))
+    check(page, headless)
+
+    # the range box and undo, with the keyboard alone
+    by_keyboard_to(page, range_box(page), backwards=True)
+    page.keyboard.press("Control+A")
+    page.keyboard.type("0,2")
+    page.keyboard.press("Enter")
+    headless.apply(Range("0,2"))
+    check(page, headless)
+    page.keyboard.press("Control+A")
+    page.keyboard.type("0-9")
+    page.keyboard.press("Enter")
+    expect(page.locator(".hadamard-pruner [role=alert]")).to_contain_text(
+        "there is no layer 9; layers go from 0 to 2"
+    )
+    check(page, headless)
+    undo = page.get_by_role("button", name="Undo", exact=True)
+    by_keyboard_to(page, undo)
+    page.keyboard.press("Space")
+    headless.apply(Undo())
+    check(page, headless)
+    page.keyboard.press("Space")
+    headless.apply(Undo())
+    check(page, headless)
+
+    page.get_by_role("button", name="Retrain", exact=True).click()
+    row = page.locator(".hp-scores tbody tr").nth(1)
+    expect(row).to_contain_text("retrained")
+    retrained = RunStore(places["HADAMARD_RETRAINED"])
+    done = retrained.load().drop_duplicates("key")
+    [key] = done.loc[done["label"] == "Hadamard(layers=(0, 2))", "key"]
+    expect(row).to_contain_text(f"run {key}")
+    assert row.locator("td").nth(3).text_content() == views.number(
+        retrained.run(key).metrics["validation"]["accuracy"]
+    )
+
+    page.get_by_role("button", name="Export figure").click()
+    expect(page.get_by_text("written: pruned_layers.pdf")).to_be_visible()
+    record = json.loads(Path(places["HADAMARD_FIGURES"], "pruned_layers.json").read_text())
+    assert record["notes"]["kept"] == headless.state.range_text == "0,2"
+
+    page.get_by_text("Copy as code").click()
+    code = page.get_by_label("Code", exact=True).input_value()
+    assert "kept = (0, 2)" in code
+    assert f".run({places['HADAMARD_RUN']!r})" in code
+
+
+def opened(page: Page) -> None:
+    """Wait for the pruner, or fail with what stands there instead."""
+    numbers, failure = page.locator(".hp-scores"), page.get_by_text("There was an error when executing")
+    expect(numbers.or_(failure).first).to_be_visible()
+    assert not failure.count(), page.locator("body").inner_text()
+
+
+def screenshot(page: Page, name: str) -> None:
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENS / f"{name}.png", full_page=True)
+
+
+def test_voila(page: Page, voila: str, headless: Headless, places: dict[str, str]) -> None:
+    page.goto(voila, wait_until="commit")
+    opened(page)
+    drive(page, headless, places)
+    screenshot(page, "voila-light")
+    page.set_viewport_size({"width": 420, "height": 1000})
+    screenshot(page, "voila-narrow")
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, "nothing sticks out at a narrow width"
+
+
+def test_voila_in_the_dark(page: Page, voila: str, headless: Headless) -> None:
+    page.goto(f"{voila}?theme=dark", wait_until="commit")
+    opened(page)
+    check(page, headless)
+    page.get_by_role("button", name="Layer 0: kept").click()
+    headless.apply(Toggle(0))
+    check(page, headless)
+    ink, ground = page.evaluate(
+        "() => { const t = document.querySelector('.hp-scores td'); let g = t; "
+        "while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)' && g.parentElement) g = g.parentElement; "
+        "return [getComputedStyle(t).color, getComputedStyle(g).backgroundColor] }"
+    )
+    assert luminance(ink) - luminance(ground) > 0.5, "light on dark"
+    screenshot(page, "voila-dark")
+
+
+def luminance(colour: str) -> float:
+    red, green, blue = (float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.fixture
+def no_figures(places: dict[str, str]) -> None:
+    """None of an earlier session."""
+    for file in Path(places["HADAMARD_FIGURES"]).glob("*"):
+        file.unlink()
+
+
+def test_jupyterlab(
+    page: Page, lab: str, headless: Headless, places: dict[str, str], no_figures: None
+) -> None:
+    page.goto(lab, wait_until="commit")
+    page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for()
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Control+Enter")
+    opened(page)
+    drive(page, headless, places)
+    screenshot(page, "lab-light")

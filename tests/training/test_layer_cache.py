@@ -1,0 +1,227 @@
+"""A subset of layers through the cache is the same as from scratch, and the model is left as it was found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.base import Adapter
+from hadamard_toolkit.adapters.parts import parts_of
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+from hadamard_toolkit.training.layer_cache import LayerCache
+from tests.adapters.life import shake
+from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+
+RESUMED = [name for name in ARCHITECTURES if name not in ("bart", "t5")]
+ROWS = 7
+
+
+def rows() -> dict[str, Tensor]:
+    """Seven rows of five lengths, padded to nine tokens, in no order."""
+    batch = tiny_batch(ROWS, 9, seed=3)
+    batch["input_ids"][0] = torch.randint(3, 60, (9,), generator=torch.Generator().manual_seed(4))
+    for row, length in enumerate((9, 4, 7, 9, 5, 6, 4)):
+        batch["input_ids"][row, length:] = 0
+        batch["input_ids"][row, length - 1] = 2
+        batch["attention_mask"][row] = (torch.arange(9) < length).long()
+    return batch
+
+
+def adapter_for(architecture: str) -> Adapter:
+    return ht.Hadamard(norm=None) if architecture == "albert" else ht.Hadamard(norm="both")
+
+
+def trained(architecture: str, adapter: Adapter | None = None) -> ht.Attachment:
+    attachment = ht.attach(tiny_model(architecture), adapter or adapter_for(architecture))
+    shake(attachment)
+    return attachment
+
+
+def subsets(layers: int) -> list[tuple[int, ...]]:
+    return [kept for size in range(layers + 1) for kept in itertools.combinations(range(layers), size)]
+
+
+def whole_pass(model: PreTrainedModel, inputs: dict[str, Tensor]) -> np.ndarray:
+    model.eval()
+    with torch.no_grad():
+        return model(**inputs).logits.numpy()
+
+
+def from_scratch(architecture: str, attachment: ht.Attachment, kept: Sequence[int]) -> np.ndarray:
+    """A fresh model with an attachment on the kept layers alone, which got the trained values of just these."""
+    adapter = type(attachment.adapter)(**{**vars(attachment.adapter), "layers": tuple(kept)})
+    fresh = ht.attach(tiny_model(architecture), adapter)
+    own = fresh.named_parameters()
+    fresh.load_state_dict({name: value for name, value in attachment.state_dict().items() if name in own})
+    return whole_pass(fresh.model, rows())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_subset_equals_a_model_that_never_had_the_other_layers(architecture: str) -> None:
+    attachment = trained(architecture)
+    cache = LayerCache(attachment, rows(), batch_size=3)
+    chosen = subsets(len(attachment.sites))
+    for kept in [*chosen, *chosen[::-3]]:  # forwards, and again in another order, now from what is remembered
+        np.testing.assert_allclose(
+            cache.logits(kept), from_scratch(architecture, attachment, kept), rtol=0, atol=1e-6
+        )
+    assert cache.resumes is (architecture in RESUMED)
+    answers = [cache.logits(kept) for kept in chosen]
+    assert all(not np.allclose(one, other, atol=1e-5) for one, other in itertools.combinations(answers, 2))
+
+
+ADAPTERS = [
+    ht.Pfeiffer(bottleneck=4),
+    ht.ParallelAdapter(bottleneck=4),
+    ht.LoRA(rank=2),
+    ht.IA3(),
+    ht.PrefixTuning(length=2),
+    ht.PromptTuning(length=2),
+    ht.UniPELT(gated="masked"),
+    ht.BitFit(),
+    ht.FullFineTuning(),
+    ht.Stack(ht.Hadamard(norm=None), ht.LayerNormTuning(norm="both")),
+]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_other_adapters_are_off_in_the_layers_that_are_not_kept(adapter: Adapter) -> None:
+    """Against a model in which what belongs to a layer was set to its value at the start."""
+    attachment = trained("bert", adapter)
+    cache = LayerCache(attachment, rows(), batch_size=3)
+    plain = tiny_model("bert")
+    for kept in ((0, 1, 2), (0, 2), (1,), ()):
+        fresh = ht.attach(tiny_model("bert"), adapter)
+        fresh.load_state_dict(attachment.state_dict())
+        off = [index for index in range(3) if index not in kept]
+        with torch.no_grad():
+            for tuning in fresh.tunings:
+                if any(f"encoder.layer.{index}." in tuning.path for index in off):
+                    fresh.named_parameters()[f"{tuning.role}.{tuning.label}"].copy_(
+                        plain.get_parameter(tuning.path)
+                    )
+        labels = [label for label, insertion in fresh.insertions.items() if insertion.site.layer in off]
+        with fresh.without(labels, []):
+            expected = whole_pass(fresh.model, rows())
+        np.testing.assert_allclose(cache.logits(kept), expected, rtol=0, atol=1e-6)
+    if not isinstance(adapter, ht.PromptTuning):
+        assert not np.allclose(cache.logits((0, 1, 2)), cache.logits((0, 2)), atol=1e-5)
+
+
+def test_sites_of_one_layer_are_switched_one_by_one() -> None:
+    attachment = trained("bert", ht.Hadamard())
+    cache = LayerCache(attachment, rows())
+    assert cache.places == tuple(itertools.product(range(3), ("attention_output", "attention_norm")))
+    vectors_only = cache.logits([(0, "attention_output"), 1])
+    fresh = ht.attach(
+        tiny_model("bert"), ht.Stack(ht.Hadamard(layers=(0, 1), norm=None), ht.LayerNormTuning(layers=(1,)))
+    )
+    own = fresh.named_parameters()
+    fresh.load_state_dict({name: value for name, value in attachment.state_dict().items() if name in own})
+    np.testing.assert_allclose(vectors_only, whole_pass(fresh.model, rows()), rtol=0, atol=1e-6)
+
+
+def test_a_flip_computes_from_the_lowest_changed_layer_on() -> None:
+    attachment = trained("bert")
+    cache = LayerCache(attachment, rows())
+    cache.logits((0, 1, 2))
+    ran: list[int] = []
+    for index in range(3):
+        site = attachment.sites(index, "attention_output")
+        site.module.register_forward_hook(lambda *_, index=index: ran.append(index))
+    cache.logits((0, 1))
+    assert ran == [2]
+    ran.clear()
+    cache.logits((0, 2))
+    assert ran == [1, 2]
+    ran.clear()
+    cache.logits((0, 1, 2))  # what layer 2 reads with 0 and 1 at work is still known
+    assert ran == [2]
+    ran.clear()
+    cache.clear()
+    cache.logits((0, 1, 2))
+    assert ran == [0, 1, 2]
+
+
+@pytest.mark.parametrize("memory", [0, ROWS * 9 * 16 * 4, 10**6])
+def test_memory_is_bounded_and_answers_do_not_depend_on_it(memory: int) -> None:
+    attachment = trained("bert")
+    cache, free = LayerCache(attachment, rows(), memory=memory), LayerCache(attachment, rows())
+    for kept in subsets(3):
+        np.testing.assert_allclose(cache.logits(kept), free.logits(kept), rtol=0, atol=1e-6)
+        held = sum(s.numel() * s.element_size() for states in cache._states.values() for s in states)
+        assert held <= memory
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_the_model_is_left_as_it_was_found(architecture: str) -> None:
+    attachment = trained(architecture)
+    model = attachment.model
+    model.train()
+    model.get_submodule(attachment.sites(0, "attention_output").path).eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def check() -> None:
+        assert {name: module.training for name, module in model.named_modules()} == modes
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+        assert not any("forward" in vars(module) for module in model.modules())
+        assert not any(attachment.sites.layer(i)[1]._forward_hooks for i in range(len(attachment.sites)))
+        assert not any(attachment.sites.layer(i)[1]._forward_pre_hooks for i in range(len(attachment.sites)))
+
+    cache = LayerCache(attachment, rows())
+    before = cache.logits((0,))
+    check()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    handle = attachment.sites(1, "ffn_hidden").module.register_forward_hook(fail)
+    for kept in ((), (0, 1)):
+        with pytest.raises(ZeroDivisionError, match="inside"):
+            cache.logits(kept)
+    check()
+    handle.remove()
+    np.testing.assert_allclose(cache.logits((0,)), before, rtol=0, atol=1e-6)
+    attachment.detach()
+
+
+def test_what_cannot_be_done_is_refused_by_name() -> None:
+    attachment = trained("bert")
+    with pytest.raises(ArgumentError, match="3 is not a layer of this model, which has layers 0 to 2"):
+        LayerCache(attachment, rows()).logits((3,))
+    with pytest.raises(
+        ArgumentError, match="layer 0 carries 'attention_output', 'attention_norm', 'ffn_norm'"
+    ):
+        LayerCache(attachment, rows()).logits([(0, "query")])
+    with pytest.raises(DataError, match="same number of rows"):
+        LayerCache(attachment, {})
+    with pytest.raises(ArgumentError, match="batch_size"):
+        LayerCache(attachment, rows(), batch_size=0)
+    with pytest.raises(
+        UnsupportedError, match=r"shares .*LayerNorm.* between its layers.*Hadamard\(norm=None\)"
+    ):
+        LayerCache(trained("albert", ht.Hadamard()), rows())
+    spans = ht.attach(ht.backbone_from_config(attachment.model.config, head="span"), ht.Hadamard())
+    with pytest.raises(UnsupportedError, match="gives no logits per row"):
+        LayerCache(spans, rows()).logits((0,))
+    attachment.merge()
+    with pytest.raises(ArgumentError, match="merged or detached"):
+        LayerCache(attachment, rows())
+
+
+def test_layers_that_carry_nothing_may_be_named() -> None:
+    attachment = trained("bert", ht.Hadamard(layers=(0, 2)))
+    cache = LayerCache(attachment, rows())
+    assert {layer for layer, _ in parts_of(attachment)} == {0, 2}
+    np.testing.assert_array_equal(cache.logits((0, 1, 2)), cache.logits((0, 2)))
+    np.testing.assert_array_equal(cache.logits((-1,)), cache.logits((2,)))

@@ -1,0 +1,78 @@
+"""The app around the pruner, and the command that serves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from hadamard_toolkit.cli import main
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets import app
+from hadamard_toolkit.widgets.pruner import LayerPruner
+
+
+def test_the_app_offers_the_runs_of_a_store(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HADAMARD_STORE", str(store.folder))
+    monkeypatch.setenv("HADAMARD_RUN", store.keys()[1])
+    monkeypatch.setenv("HADAMARD_RETRAINED", str(tmp_path))
+    choose, _, pruner = app.pruner_app().children
+    assert isinstance(pruner, LayerPruner)
+    assert choose.value == store.keys()[1] == pruner.specs[0].key
+    assert pruner._store.folder == tmp_path
+
+
+def test_two_runs_side_by_side(store: RunStore) -> None:
+    box = app.pruner_app(store.folder, store.keys()[0])
+    first = box.children[2]
+    box.children[1].value = store.keys()[1]
+    assert [spec.key for spec in box.children[2].specs] == store.keys()
+    assert first._closed
+
+
+@pytest.mark.parametrize("folder", ["empty"])
+def test_a_store_without_runs_says_so_in_the_view(tmp_path: Path, folder: str) -> None:
+    [said] = app.pruner_app(tmp_path / folder).children
+    assert "holds no run whose weights were kept" in said.value
+
+
+def test_the_command(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = []
+    monkeypatch.setattr(
+        app, "_become", lambda command, environment: called.append((command, environment)) or 0
+    )
+    key = store.keys()[0]
+    assert (
+        main(["pruner", "--store", str(store.folder), "--run", key[:8], "--port", "8123", "--no-browser"])
+        == 0
+    )
+    [(command, environment)] = called
+    assert command[1:4] == ["-m", "voila", str(app.NOTEBOOK)]
+    assert {"--port=8123", "--no-browser", "--Voila.ip=127.0.0.1"} <= set(command)
+    assert environment["HADAMARD_RUN"] == key
+    assert Path(environment["HADAMARD_STORE"]) == store.folder.resolve()
+    assert main(["pruner", "--store", str(store.folder / "nowhere")]) == 2
+    assert "holds no run whose weights were kept" in capsys.readouterr().err
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    assert main(["pruner", "--store", str(store.folder)]) == 2
+    assert "pip install hadamard_toolkit[browser]" in capsys.readouterr().err
+
+
+def test_the_notebook_is_plain_and_without_outputs() -> None:
+    notebook = nbformat.read(app.NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    assert all(not cell.get("outputs") for cell in notebook.cells)
+
+
+def test_serving_refuses_an_unknown_run(store: RunStore) -> None:
+    with pytest.raises(ArgumentError, match="is no run of"):
+        app.serve(store.folder, "ffff")
+    with pytest.raises(DataError):
+        app.serve(store.folder / "nowhere")

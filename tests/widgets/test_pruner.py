@@ -1,0 +1,286 @@
+"""The widget, driven through its controls without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from ipywidgets import Output, Widget
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets import pruner as module
+from hadamard_toolkit.widgets import views
+from hadamard_toolkit.widgets.evaluation import Evaluation
+from hadamard_toolkit.widgets.orders import consensus_order
+from hadamard_toolkit.widgets.pruner import LayerPruner
+from hadamard_toolkit.widgets.pruning_state import Range, Toggle
+from tests.adapters.life import shake
+from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
+
+
+@pytest.fixture
+def pruner(run: Run, tmp_path: Path) -> Iterator[LayerPruner]:
+    with LayerPruner(run, store=tmp_path / "runs", figures=tmp_path / "figures") as pruner:
+        yield pruner
+
+
+def shown(pruner: LayerPruner) -> list[list[str]]:
+    """The cells of the table of scores."""
+    rows = re.findall(r"<tr.*?</tr>", pruner.panel._numbers.value)[1:]
+    return [re.findall(r"<td.*?>(.*?)</td>", row) for row in rows]
+
+
+def test_every_control_moves_the_one_state(pruner: LayerPruner) -> None:
+    panel = pruner.panel
+    panel.switch(1).value = False
+    assert pruner.state.range_text == panel.range.value == "0,2"
+    assert panel.switch(1).description == "Layer 1: pruned"
+    assert panel.switch(1, "attention_norm").description == "L1 norm: pruned"
+    panel.switch(1, "attention_norm").value = True
+    assert pruner.state.range_text == "0,2,1:attention_norm"
+    assert panel.switch(1).description == "Layer 1: partly kept"
+    panel.range.value = "0-1"
+    assert pruner.state.kept_layers == (0, 1)
+    panel.undo.press()
+    assert panel.range.value == "0,2,1:attention_norm"
+    panel.redo.press()
+    assert panel.range.value == "0-1"
+    panel.menu.value, panel.k.value = "k most important", 1
+    panel.use.press()
+    assert pruner.state.kept_layers == pruner.state.by_importance[:1]
+    panel.threshold.value = max(pruner.state.importance)
+    assert len(pruner.state.kept) == 1
+    panel.reset.press()
+    assert pruner.state.range_text == "0-2"
+    assert (panel.undo.disabled, panel.redo.disabled) == (False, True)
+    while not panel.undo.disabled:
+        panel.undo.press()
+    assert pruner.state.range_text == "0-2"
+
+
+def test_the_numbers_are_those_of_an_evaluation_without_a_screen(pruner: LayerPruner, run: Run) -> None:
+    evaluation = Evaluation.of_run(run)
+    for text in ("0,2", "none", "1:attention_norm", "0-2"):
+        pruner.apply(Range(text))
+        score = evaluation.score(pruner.state.kept)
+        [row] = shown(pruner)
+        assert row[2:5] == [
+            views.number(score.full),
+            views.number(score.value),
+            views.number(score.difference, sign=True),
+        ]
+        assert row[7:] == [str(score.n), "up to date, validation rows"]
+        assert pruner.scores().iloc[0]["value"] == score.value
+        assert f"<b>{evaluation.cost(pruner.state.kept)['trained']:,}</b>" in pruner.panel._costs.value
+        assert f"{score.changed} predictions flipped" in pruner.panel._flips.value
+
+
+def test_code_gives_the_same_numbers_headless(
+    pruner: LayerPruner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruner.apply(Range("0,2:attention_norm"))
+    capsys.readouterr()
+    names: dict[str, object] = {}
+    exec(pruner.code(), names)
+    assert capsys.readouterr().out.strip() == str(pruner.evaluations[0].score(pruner.state.kept))
+    assert names["state"].kept == pruner.state.kept  # type: ignore[attr-defined]
+    assert "ht.Stack(ht.LayerNormTuning(layers=(0, 2)), ht.Hadamard(layers=(0,), norm=None))" in pruner.code()
+
+
+def test_on_a_loop_a_preview_comes_first_and_the_score_follows_once(
+    pruner: LayerPruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DELAY", 0.05)
+    evaluation, asked = pruner.evaluations[0], []
+    score = evaluation.score
+    monkeypatch.setattr(evaluation, "score", lambda kept: (asked.append(kept), score(kept))[1])
+
+    async def session() -> None:
+        for layer in (0, 1, 0):
+            pruner.apply(Toggle(layer))
+            [row] = shown(pruner)
+            assert row[-1] == f"stale: preview on {evaluation.preview(pruner.state.kept).n} rows"
+            assert row[3] == views.number(evaluation.preview(pruner.state.kept).value)
+        assert not asked, "nothing is scored while events come"
+        await asyncio.sleep(0.2)
+        [row] = shown(pruner)
+        assert row[-1] == "up to date, validation rows"
+        assert set(asked) == {pruner.state.kept}, "only what is shown in the end"
+        pruner.apply(Toggle(2))
+        pruner.settle()
+        assert shown(pruner)[0][-1] == "up to date, validation rows"
+        pruner.apply(Toggle(0))
+
+    asyncio.run(session())
+
+
+def test_a_failing_callback_is_shown_and_raised_and_the_model_is_as_it_was(
+    pruner: LayerPruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pruner.evaluations[0].attachment.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("inside the model")
+
+    handle = model.base_model.register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError, match="inside the model"):
+        pruner.panel.switch(1).value = False
+    assert "inside the model" in pruner.panel._message.value
+    assert 'role="alert"' in pruner.panel._message.value
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    handle.remove()
+    with pytest.raises(ArgumentError, match="there is no layer 7"):
+        pruner.panel.range.value = "7"
+    assert pruner.panel.range.value == pruner.state.range_text, "the box goes back to what is shown"
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    pruner.panel.range.value = "x"
+    assert "layers=&#x27;x&#x27; is not allowed" in pruner.panel._message.value
+    pruner.apply(Range("0"))
+    assert not pruner.panel._message.value
+
+
+def test_closing_leaves_the_model_as_it_was() -> None:
+    attachment = ht.attach(tiny_bert(), ht.Hadamard())
+    shake(attachment)
+    attachment.model.train()
+    before = {name: value.clone() for name, value in attachment.model.state_dict().items()}
+    hooks = [len(module._forward_hooks) for module in attachment.model.modules()]
+    with LayerPruner((attachment.model, attachment), tiny_task(), tokenizer=tiny_tokenizer()) as pruner:
+        pruner.apply(Toggle(1))
+    assert attachment.model.training
+    assert all(torch.equal(value, before[name]) for name, value in attachment.model.state_dict().items())
+    assert [len(module._forward_hooks) for module in attachment.model.modules()] == hooks
+    with pytest.raises(ArgumentError, match="retraining tiny needs what it was trained by"):
+        LayerPruner(attachment, tiny_task(), tokenizer=tiny_tokenizer()).retrain()
+
+
+def test_evidence_on_demand_and_greedy(pruner: LayerPruner) -> None:
+    pruner.panel.ablate.press()
+    table = pruner.evidence()
+    expected = pruner.evaluations[0].leave_one_out()
+    assert table["without"].tolist() == expected["difference"].tolist()
+    bars = pruner.panel._rows[2]["sites"][2, "attention_norm"][1].value
+    assert views.number(expected["difference"].iloc[-1], sign=True) in bars
+    pruner.preset("greedy", 2)
+    order = list(pruner.evaluations[0].greedy())
+    assert pruner.state.kept_layers == tuple(sorted(order[1:]))
+    pruner.preset("paper")
+    assert len(pruner.state.kept_layers) == 2
+
+
+def test_several_tasks_under_one_set_of_switches(store: RunStore, tmp_path: Path) -> None:
+    keys = store.keys()
+    runs = [store.run(key) for key in keys]
+    with LayerPruner(runs, store=tmp_path) as pruner:
+        pruner.apply(Range("0-1"))
+        assert [row[0] for row in shown(pruner)] == [f"sst2 ({run.key[:6]})" for run in runs]
+        for row, run in zip(shown(pruner), runs, strict=True):
+            assert row[3] == views.number(Evaluation.of_run(run).score((0, 1)).value)
+        assert pruner.code().count("Evaluation.of_run(") == 2
+        assert len(pruner.table()) == 2 * 6
+
+
+def test_retraining_goes_through_the_store_and_is_shown_beside(pruner: LayerPruner, tmp_path: Path) -> None:
+    pruner.apply(Range("0,2"))
+    pruner.panel.retrain.press()
+    [key] = RunStore(tmp_path / "runs").keys()
+    run = RunStore(tmp_path / "runs").run(key)
+    assert run.spec == pruner.pruned_specs()[0]
+    assert run.spec.adapter == ht.Hadamard(layers=(0, 2))
+    first, second = shown(pruner)
+    assert second[0] == "sst2, retrained"
+    assert second[3] == views.number(run.metrics["validation"]["accuracy"])
+    assert second[2] == first[2]
+    assert second[-1] == f"run {key}"
+    pruner.apply(Range("0"))
+    assert len(shown(pruner)) == 1, "another state, another model"
+
+
+def test_the_figure_says_what_is_shown(pruner: LayerPruner, tmp_path: Path) -> None:
+    pruner.apply(Range("1-2"))
+    pruner.panel.export.press()
+    record = json.loads((tmp_path / "figures" / "pruned_layers.json").read_text())
+    rows = pd.DataFrame(record["table"]["records"])
+    assert record["notes"]["kept"] == "1-2"
+    assert set(rows.loc[rows["kept"], "layer"]) == {1, 2}
+    assert rows["value"].tolist() == pytest.approx([pruner.scores()["value"].iloc[0]] * len(rows))
+    assert "written: pruned_layers.pdf" in pruner.panel._message.value
+
+
+def test_what_a_reader_cannot_see_is_said(pruner: LayerPruner) -> None:
+    """State in the words of a button, tooltips, live regions; no Output and no code in the view."""
+    pruner.apply(Toggle(1))
+    assert not any(isinstance(widget, Output) for widget in below(pruner))
+    for layer in range(3):
+        switch = pruner.panel.switch(layer)
+        assert switch.description.endswith("kept" if switch.value else "pruned")
+        assert switch.tooltip
+    assert 'aria-live="polite"' in pruner.panel._numbers.value
+    assert "<script" not in "".join(widget.value for widget in (pruner.panel._numbers, pruner.panel._code))
+    assert repr(pruner) == "LayerPruner(sst2; kept: 0,2)"
+
+
+def below(widget: Widget) -> Iterator[Widget]:
+    """A widget and all in it."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from below(child)
+
+
+def test_text_of_examples_is_escaped() -> None:
+    table = pd.DataFrame([[0, "<script>alert(1)</script>", "a", "b", "a", 0.5]],
+                         columns=["row", "text", "label", "before", "after", "change"])  # fmt: skip
+    html = views.flips({"t": table}, {"t": 1})
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_consensus_leaves_the_task_itself_out(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="measured"):
+        consensus_order(store, {"sst2"}, range(3))
+    rows = []
+    for task, worth in (("a", (1, 2, 4)), ("b", (1, 3, 4)), ("sst2", (9, 2, 1))):
+        for code in range(8):
+            kept = [layer for layer in range(3) if code >> layer & 1]
+            score = sum(worth[layer] for layer in kept) / 20
+            for split in ("validation", "test"):
+                text = ",".join(map(str, kept))
+                rows.append(
+                    {
+                        "key": task,
+                        "task": task,
+                        "seed": 0,
+                        "kept": text,
+                        "split": split,
+                        "score": score,
+                        "loss": 0.0,
+                    }
+                )
+    monkeypatch.setattr("hadamard_toolkit.studies.tables.measured_table", lambda *_: pd.DataFrame(rows))
+    assert consensus_order(store, {"sst2"}, range(3)) == (0, 1, 2)
+    with pytest.raises(DataError, match="with 6 layers"):
+        consensus_order(store, {"sst2"}, range(6))
+
+
+def test_what_the_pruner_cannot_take_is_refused(run: Run) -> None:
+    with pytest.raises(ArgumentError, match="give a Run, several, an Attachment"):
+        LayerPruner("sst2")  # type: ignore[arg-type]
+    attachment = ht.attach(tiny_bert(), ht.Hadamard())
+    with pytest.raises(ArgumentError, match="task and tokenizer are needed"):
+        LayerPruner(attachment)
+    with pytest.raises(ArgumentError, match="that attachment is on another model"):
+        LayerPruner((tiny_bert(), attachment), tiny_task(), tokenizer=tiny_tokenizer())
+    with pytest.raises(ArgumentError, match="a stored run knows its own"):
+        LayerPruner(run, "sst2")

@@ -1,0 +1,38 @@
+"""A retraining in another process: its progress, its end, its failure, and what cancelling leaves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets.retrain import Retraining, RetrainingError
+
+
+def test_cancelling_leaves_no_half_written_run(tiny_spec: RunSpec, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    job = Retraining(replace(tiny_spec, protocol=replace(tiny_spec.protocol, epochs=5000)), store)
+    until = time.monotonic() + 120
+    while job.progress[0] != "stage two" and time.monotonic() < until:
+        assert not job.finished
+        time.sleep(0.05)
+    assert job.progress[0] == "stage two"
+    job.cancel()
+    assert job.finished
+    assert job.result() is None
+    assert store.keys() == []
+    assert not list(tmp_path.glob(".staging-*"))
+    with store.claim(job.spec) as mine:
+        assert mine, "nobody holds the run any more"
+
+
+def test_a_failure_says_why(tiny_spec: RunSpec, tmp_path: Path) -> None:
+    job = Retraining(
+        replace(tiny_spec, protocol=replace(tiny_spec.protocol, train_rows=10_000)), RunStore(tmp_path)
+    )
+    with pytest.raises(RetrainingError, match=r"train_rows=10000.*ask for fewer"):
+        job.result()
