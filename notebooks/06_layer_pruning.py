@@ -21,13 +21,19 @@
 # %%
 import os
 
+import pandas as pd
+
 import hadamard_toolkit as ht
 from hadamard_toolkit import studies
 
 STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
+VENUE = os.environ.get("HADAMARD_VENUE", "neurips")  # whose width the figures have
+PLAN = None if "HADAMARD_STORE" in os.environ else f"{STORE}/spine.toml"  # None: all runs of the store
+PLANS = "../data/reference_runs"
 MARGIN = 0.03  # how much accuracy a smaller set may cost and still count as "as good"; stated before looking
 
 store = ht.RunStore(STORE)
+store = store.only(PLAN) if PLAN else store
 trained = studies.score_table(store)
 # without the short runs that picked learning rates
 trained = trained[(trained["label"] == "Hadamard()") & (trained["n"] > 50)]
@@ -61,13 +67,12 @@ importance = importance[importance["key"].isin(removals["key"])].assign(task=imp
 tasks = sorted(set(importance["task"]))
 drawn = importance[(importance["vector"] != "both") & importance["task"].isin(tasks[:8])]
 print(f"not drawn, as a figure tells eight tasks apart: {', '.join(tasks[8:]) or 'none'}")
-figure = ht.plotting.importance_by_layer(drawn)
+figure = ht.plotting.importance_by_layer(drawn, venue=VENUE)
 ht.plotting.save(
     figure,
     "layer_importance",
     table=drawn,
     profile="reference",
-    folder="figures",
     caption="How far each layer's Hadamard vectors moved",
 )
 figure
@@ -96,13 +101,12 @@ related = [set(filter(lambda task: task.startswith(("sst2", "movies")), names))]
 paths = studies.removal_paths(removals, both, apart=related)
 curves = studies.removal_curves(removals, paths)
 band = studies.subset_band(removals)
-figure = ht.plotting.score_by_layers_kept(curves, band)
+figure = ht.plotting.score_by_layers_kept(curves, band, venue=VENUE)
 ht.plotting.save(
     figure,
     "layer_removal_curves",
     table=curves,
     profile="reference",
-    folder="figures",
     caption="Score against the number of layers that keep their adapter",
 )
 figure
@@ -164,7 +168,6 @@ ht.plotting.save(
     "layers_kept_by_task",
     table=shares,
     profile="reference",
-    folder="figures",
     caption="Layers in the smallest set that is as good as all, by task",
 )
 figure
@@ -175,14 +178,41 @@ figure
 # After the fact is one thing; training with fewer layers from the start is another. Runs of `Hadamard(layers=…)`, if the store has any:
 
 # %% tags=["nbval-check-output"]
-scores = studies.score_table(store)
-scores = scores[(scores["method"] == "Hadamard") & (scores["n"] > 50)]
+everything = ht.RunStore(STORE)
+scores = [studies.score_table(everything.only(f"{PLANS}/{plan}.toml")) for plan in ("layers", "ablation")]
+scores = pd.concat(scores)
 fewer = scores[scores["label"].str.contains("layers=")]
 if fewer.empty:
     print("no run of Hadamard(layers=...) is in this store: retrained subsets are missing here")
 else:
-    compared = scores[scores["task"].isin(fewer["task"])].groupby(["task", "label", "train_rows"])["score"]
+    compared = scores[
+        scores["task"].isin(fewer["task"])
+        & scores["label"].isin([*fewer["label"], "Hadamard()", "HeadOnly()"])
+    ]
+    compared = compared.groupby(["task", "label", "train_rows"])["score"]
     print(compared.agg(["mean", "std", "count"]).round(3).to_string())
+
+# %% [markdown]
+# ## With your hands
+#
+# Every switch gives one layer (or one site of it) back to the backbone; the head stays as trained. Scores are on held-out
+# rows, with a 95 % interval against the unpruned adapter. On a page without a kernel, the figure shows what one would see.
+# The same as an app: `hadamard pruner`.
+
+# %%
+runs = store.load().query("label == 'Hadamard()' and task == 'embedded/tweets-polarity'")
+pruner = ht.LayerPruner(store.run(runs.sort_values(["seed", "key"])["key"].iloc[0]), reference=store)
+pruner
+
+# %% tags=["nbval-check-output"]
+pruner.preset("paper")
+pruner.settle()
+shown = pruner.scores()[["task", "split", "n", "full", "value", "difference", "low", "high"]].round(2)
+print(f"kept: {pruner.state.range_text}")
+print(shown.to_string(index=False))
+
+# %%
+pruner.figure()
 
 # %% [markdown]
 # ## Finding

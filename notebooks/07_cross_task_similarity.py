@@ -11,6 +11,7 @@
 import os
 
 STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
+VENUE = os.environ.get("HADAMARD_VENUE", "neurips")  # whose width the figures have
 PLAN = None if "HADAMARD_STORE" in os.environ else f"{STORE}/spine.toml"  # None: all runs of the store
 MEASURE = "cosine"  # or "spearman"
 OUTLIERS = 4  # coordinates to take out in the second reading
@@ -79,13 +80,12 @@ print(table[["floor", "between", "within", "disattenuated"]].to_string())
 
 # %%
 shown = contrast[(contrast["measure"] == MEASURE) & (contrast["removed"] == 0)]
-figure = ht.plotting.similarity_by_layer(shown, measure=MEASURE.capitalize())
+figure = ht.plotting.similarity_by_layer(shown, measure=MEASURE.capitalize(), venue=VENUE)
 ht.plotting.save(
     figure,
     "similarity_by_layer",
     table=shown,
     profile="reference",
-    folder="figures",
     caption="Similarity of Hadamard vectors between tasks by layer, with its ceiling and its floor",
 )
 figure
@@ -106,13 +106,12 @@ clusters = ht.studies.cluster_tasks(matrices["bias"])
 cell = summary[(summary[list(everywhere)] == pd.Series(everywhere)).all(axis=1)]
 cell = cell.assign(task_a=label(cell["task_a"]), task_b=label(cell["task_b"]))
 order = list(label(pd.Series(clusters.attrs["order"])))
-figure = ht.plotting.similarity_matrices(cell, order=order, measure=MEASURE.capitalize())
+figure = ht.plotting.similarity_matrices(cell, order=order, measure=MEASURE.capitalize(), venue=VENUE)
 ht.plotting.save(
     figure,
     "similarity_matrices",
     table=cell,
     profile="reference",
-    folder="figures",
     caption="Similarity of Hadamard vectors between tasks, with each task's ceiling on the diagonal",
 )
 figure
@@ -183,13 +182,12 @@ print("\ngain over the bare backbone, head retrained (rows: targets, columns: wh
 print(sources.pivot_table(index="task", columns="source", values="gain").round(2).to_string(na_rep=""))
 
 # %%
-figure = ht.plotting.transplant_gains(transplants)
+figure = ht.plotting.transplant_gains(transplants, venue=VENUE)
 ht.plotting.save(
     figure,
     "transplant_gains",
     table=transplants,
     profile="reference",
-    folder="figures",
     caption="What the vectors of one task bring in the model of another",
 )
 figure

@@ -11,14 +11,21 @@
 import os
 
 STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
+VENUE = os.environ.get("HADAMARD_VENUE", "neurips")  # whose width the figures have
+PLANS = (
+    None if "HADAMARD_STORE" in os.environ else ("sparse", "sparse_examples")
+)  # None: all runs of the store
 SPARSITY = 0.8  # share removed of the masks that are compared
 
 # %% tags=["nbval-check-output"]
 import pandas as pd
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.runs.plan import load_plan
 
 store = ht.RunStore(STORE)
+if PLANS:
+    store = store.only([spec for plan in PLANS for spec in load_plan(f"{STORE}/{plan}.toml")])
 runs = ht.studies.mask_runs(store)
 facts = pd.DataFrame([run.facts for run in runs])
 print(f"{len(facts)} pruned runs in the store; of these without controls, seeds by adapter, task and scorer:")
@@ -38,13 +45,12 @@ print(f"\ncompared below: {adapter} at {100 * SPARSITY:.0f} % removed")
 density = ht.studies.density_table([run for run in chosen if run.control == "none"])
 density = density.rename(columns={"init_seed": "seed"})
 density = density.assign(adapter=density["task"].str.removeprefix("embedded/"))
-figure = ht.plotting.density_by_layer(density)
+figure = ht.plotting.density_by_layer(density, venue=VENUE)
 ht.plotting.save(
     figure,
     "mask_density_by_layer",
     table=density,
     profile="reference",
-    folder="figures",
     caption="Share of an adapter's weights that pruning at initialisation keeps, by layer, scorer and task",
 )
 figure
@@ -69,13 +75,12 @@ print((shares["kept"] / shares["entries"]).unstack("side").round(3).to_string())
 
 # %%
 overlaps = ht.studies.overlap_table(chosen)
-figure = ht.plotting.overlap_matrices(overlaps)
+figure = ht.plotting.overlap_matrices(overlaps, venue=VENUE)
 ht.plotting.save(
     figure,
     "mask_overlap",
     table=overlaps,
     profile="reference",
-    folder="figures",
     caption="Chance-corrected overlap of masks between scorers",
 )
 figure
@@ -104,13 +109,12 @@ print("\nother initialisation, other task, by the null without tensors and by th
 print(naive[["naive", "corrected"]].round(3).to_string())
 
 # %%
-figure = ht.plotting.overlap_by_cell(cells)
+figure = ht.plotting.overlap_by_cell(cells, venue=VENUE)
 ht.plotting.save(
     figure,
     "mask_overlap_cells",
     table=cells,
     profile="reference",
-    folder="figures",
     caption="Overlap of masks by shared initialisation and shared task",
 )
 figure

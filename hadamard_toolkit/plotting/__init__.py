@@ -7,6 +7,7 @@ from hadamard_toolkit.plotting.layers import importance_by_layer, layers_kept_by
 from hadamard_toolkit.plotting.lowresource import score_against_rows
 from hadamard_toolkit.plotting.masks import overlap_by_cell, overlap_matrices
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
+from hadamard_toolkit.plotting.pruner import pruned_layers
 from hadamard_toolkit.plotting.sharing import sharing_tradeoff
 from hadamard_toolkit.plotting.similarity import similarity_by_layer, similarity_matrices, transplant_gains
 from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
@@ -30,6 +31,7 @@ __all__ = [
     "new_figure",
     "overlap_by_cell",
     "overlap_matrices",
+    "pruned_layers",
     "save",
     "save_table",
     "score_against_parameters",

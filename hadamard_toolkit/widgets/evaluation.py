@@ -12,7 +12,7 @@ import pandas as pd
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import Place, check_places
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice, check_range
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_choice, check_range
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import evaluation as scoring
 from hadamard_toolkit.training.batching import Padding, tokenise
@@ -173,6 +173,15 @@ class Evaluation:
         return self._logits[key]
 
     # examples --------------------------------------------------------------------------------------------------
+
+    def score_of(self, run: Run) -> Score:
+        """Another run on the rows that are shown, such as a retrained one; of the same seed, it held out the same."""
+        part = run.predictions.get(self.split, {"rows": np.empty(0), "logits": np.empty((0, 1))})
+        places = {int(row): place for place, row in enumerate(part["rows"])}
+        if not all(int(row) in places for row in self.positions):
+            raise DataError(f"run {run.key} has no predictions for the rows shown here")
+        logits = part["logits"][[places[int(row)] for row in self.positions]]
+        return compare(self.task.metric, logits, self.logits(self.places), self.labels)
 
     def flipped(self, kept: Collection[int | Place], *, most: int = 10) -> pd.DataFrame:
         """The rows whose prediction changes most: `row`, `text`, `label`, `before`, `after`, `change`.

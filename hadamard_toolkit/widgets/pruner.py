@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.export import Saved, save
 from hadamard_toolkit.plotting.pruner import pruned_layers
 from hadamard_toolkit.runs.record import Run
@@ -23,7 +22,8 @@ from hadamard_toolkit.runs.sweep import MissingExtraError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.adapters import pruned_adapter
-from hadamard_toolkit.widgets.evaluation import ROWS, Score, compare
+from hadamard_toolkit.widgets.background import Background, Steps
+from hadamard_toolkit.widgets.evaluation import ROWS, Score
 from hadamard_toolkit.widgets.orders import consensus_order
 from hadamard_toolkit.widgets.pruning_state import (
     Event,
@@ -114,8 +114,8 @@ class LayerPruner(widgets.VBox):
         self._orders: dict[str, tuple[int, ...]] = {}
         self._pending: asyncio.TimerHandle | None = None
         self._job: Retraining | None = None
-        self._working: asyncio.Task[None] | None = None
-        self._stop, self._closed = False, False
+        self._closed = False
+        self._background = Background(self._progress, self._show, lambda: self.panel.say("cancelled"))
         for evaluation in self.evaluations:
             evaluation.score(places)
         self.panel = Panel(self.state, self._guard, self)
@@ -222,7 +222,7 @@ class LayerPruner(widgets.VBox):
     def leave_one_out(self) -> None:
         """Compute what the score misses without each part, and show it beside its switch."""
 
-        def work() -> Iterator[tuple[str, float]]:
+        def work() -> Steps:
             total = len(self.evaluations) * len(self.state.places)
             for index, evaluation in enumerate(self.evaluations):
                 for number, place in enumerate(self.state.places):
@@ -239,7 +239,7 @@ class LayerPruner(widgets.VBox):
         """Backward elimination on the first task's rows, then the k layers that stay longest."""
         order: list[int] = []
 
-        def work() -> Iterator[tuple[str, float]]:
+        def work() -> Steps:
             count = len(self.state.layers)
             if "greedy" not in self._orders:
                 for done, layer in enumerate(self.evaluations[0].greedy(), start=1):
@@ -283,7 +283,7 @@ class LayerPruner(widgets.VBox):
         """Train what is kept anew, task by task, in another process, and show its score on the same rows."""
         specs, state = self.pruned_specs(), self.state
 
-        def work() -> Iterator[tuple[str, float]]:
+        def work() -> Steps:
             for index, spec in enumerate(specs):
                 if spec not in self._store:
                     self._job = Retraining(spec, self._store)
@@ -295,60 +295,26 @@ class LayerPruner(widgets.VBox):
                     if key is None:
                         return
                 if self.state == state:
-                    self._retrained[index] = self._score_of(spec, index), f"run {spec.key}"
+                    self._retrained[index] = (
+                        self.evaluations[index].score_of(self._store.run(spec.key)),
+                        f"run {spec.key}",
+                    )
 
         self._slowly(work(), lambda: self._draw(), pause=PROCESS_LOOK)
 
-    def _score_of(self, spec: RunSpec, index: int) -> Score:
-        """The retrained run on the rows that are shown; it held out the same ones, having the same seed."""
-        evaluation, run = self.evaluations[index], self._store.run(spec.key)
-        part = run.predictions.get(evaluation.split, {"rows": np.empty(0), "logits": np.empty((0, 1))})
-        places = {int(row): place for place, row in enumerate(part["rows"])}
-        if not all(int(row) in places for row in evaluation.positions):
-            raise DataError(f"run {spec.key} has no predictions for the rows shown here")
-        logits = part["logits"][[places[int(row)] for row in evaluation.positions]]
-        return compare(
-            evaluation.task.metric, logits, evaluation.logits(self.state.places), evaluation.labels
-        )
-
     def cancel(self) -> None:
         """Stop what is going on: a retraining, a greedy search, leaving out one by one."""
-        self._stop = True
+        self._background.stop()
         if self._job is not None:
             self._job.cancel()
 
-    def _slowly(
-        self, work: Iterator[tuple[str, float]], then: Callable[[], object], pause: float = 0.0
-    ) -> None:
-        """Go through `work` with a bar, letting the kernel's loop (where one runs) answer between the steps."""
-        if self._working is not None and not self._working.done():
-            raise ArgumentError("something is going on already; cancel it first")
-        self._stop = False
+    def _slowly(self, steps: Steps, then: Callable[[], object], pause: float = 0.0) -> None:
+        self._background.start(steps, lambda: self._guard(then), pause)
 
-        async def go() -> None:
-            try:
-                for text, share in work:
-                    if self._stop:
-                        break
-                    self.panel.progress(text, share)
-                    await asyncio.sleep(max(pause, 0.01))
-            except Exception as error:
-                self._show(error)
-                return
-            finally:
-                self._job = None
-                self.panel.progress("", None)
-            if self._stop:
-                self.panel.say("cancelled")
-            else:
-                self._guard(then)
-
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            asyncio.run(go())
-        else:
-            self._working = asyncio.ensure_future(go())
+    def _progress(self, text: str, share: float | None) -> None:
+        if share is None:
+            self._job = None
+        self.panel.progress(text, share)
 
     # taking it away --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,44 @@
+"""The committed figures are those that the committed runs give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+
+from hadamard_toolkit.cli import main
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.figures import NOTEBOOKS, draw_all
+
+REPOSITORY = Path(__file__).parents[2]
+COMMITTED = REPOSITORY / "figures"
+
+
+def test_every_figure_is_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figures", "--folder", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == list(NOTEBOOKS)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in COMMITTED.iterdir()}, "figures/ holds what the notebooks make"
+    for record in sorted(COMMITTED.glob("*.json")):
+        committed, again = (
+            json.loads((folder / record.name).read_text("utf-8")) for folder in (COMMITTED, tmp_path)
+        )
+        assert committed["profile"] == "reference"
+        assert again["table"]["columns"] == committed["table"]["columns"]
+        assert again["table"]["rows"] == committed["table"]["rows"], f"the data of {record.stem}"
+        same = again["table"]["sha256"] == committed["table"]["sha256"]
+        if not same and "records" in committed["table"]:  # another processor may add up in another order
+            pair = [pd.DataFrame(found["table"]["records"]) for found in (again, committed)]
+            pd.testing.assert_frame_equal(*pair, rtol=1e-6)
+        if same and committed["versions"]["matplotlib"] == mpl.__version__:
+            for ending in ("pdf", "png"):
+                first, second = (folder / f"{record.stem}.{ending}" for folder in (COMMITTED, tmp_path))
+                assert first.read_bytes() == second.read_bytes(), first.name
+
+
+def test_an_unknown_venue_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"venue='nature'.*neurips"):
+        next(iter(draw_all(venue="nature")))
