@@ -21,6 +21,7 @@ MEASUREMENTS = {
     "gates": "gates",
     "removal": "removal",
     "sharing": "sharing",
+    "sharing_alike": "sharing",
     "taylor": "removal",
     "transplant": "transplant",
 }

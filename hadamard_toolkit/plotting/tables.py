@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tabulate import tabulate
@@ -53,7 +53,11 @@ def save_table(
     flat = table.reset_index() if any(table.index.names) else table
     heads = [" / ".join(map(str, h)) if isinstance(h, tuple) else str(h) for h in flat.columns]
     cells = [["" if pd.isna(cell) else str(cell) for cell in row] for row in flat.itertuples(index=False)]
-    shape = {"headers": heads, "disable_numparse": True, "colalign": ["left", *["right"] * (len(heads) - 1)]}
+    shape: dict[str, Any] = {
+        "headers": heads,
+        "disable_numparse": True,
+        "colalign": ["left", *["right"] * (len(heads) - 1)],
+    }
     body = _latex(tabulate(cells, tablefmt="latex_booktabs", **shape))
     label = re.sub(r"[^a-z0-9]+", "-", name.lower())
     atomic_write(

@@ -1,0 +1,125 @@
+"""The {W, b, norm} grid of the Hadamard adapter: which of its parts earn their place?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hadamard_toolkit.errors import ArgumentError
+
+PARTS = ("weight", "bias", "norm")
+SYMBOLS = {"weight": "W", "bias": "b", "norm": "norm"}
+CELLS = tuple(
+    sorted(
+        itertools.product((False, True), repeat=len(PARTS)),
+        key=lambda cell: (sum(cell), [not c for c in cell]),
+    )
+)
+
+
+def cell_of(adapter: str) -> tuple[bool, bool, bool] | None:
+    """Whether W, b and the attention norm train, from the JSON text of an adapter; None for one outside the grid.
+
+    The grid: `HeadOnly()`, `LayerNormTuning()`, and `Hadamard` at its own place on all layers with any of W and b, and
+    the attention norm or none.
+    """
+    record = json.loads(adapter)
+    name = record.pop("adapter")
+    if name == "HeadOnly":
+        return False, False, False
+    if name == "LayerNormTuning" and record == {"norm": "attention", "layers": "all"}:
+        return False, False, True
+    if name != "Hadamard" or record["norm"] not in (None, "attention"):
+        return None
+    if record["layers"] != "all" or record["placement"] != "attention_output":
+        return None
+    return "weight" in record["vectors"], "bias" in record["vectors"], record["norm"] == "attention"
+
+
+def cell_name(weight: bool, bias: bool, norm: bool) -> str:
+    """What trains, in symbols: `"W + b + norm"`, or `"nothing"`."""
+    parts = [SYMBOLS[part] for part, there in zip(PARTS, (weight, bias, norm), strict=True) if there]
+    return " + ".join(parts) or "nothing"
+
+
+def ablation_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the grid: key, task, seed, weight, bias, norm (bool), cell, score, gain, parameters, n.
+
+    `runs` is `RunStore.load()`, of one plan (`store.only(…)`): each task, seed and cell at most once, all of one
+    protocol per task, or `ArgumentError`. `gain` is the score above the cell with nothing of the same task and seed,
+    NaN without it.
+    """
+    rows: list[dict[str, Any]] = []
+    tests = runs[runs["headline"] & (runs["split"] == "test") & (runs["sparsity"] == "null")]
+    for row in tests.itertuples():
+        cell = cell_of(str(row.adapter))
+        if cell is not None:
+            told = dict(zip(PARTS, cell, strict=True))
+            rest = {"cell": cell_name(*cell), "score": row.value, "parameters": row.trained, "n": row.n}
+            rows.append(
+                {"key": row.key, "task": row.task, "seed": row.seed, **told, **rest, "protocol": row.protocol}
+            )
+    columns = ["key", "task", "seed", *PARTS, "cell", "score", "gain", "parameters", "n"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    table = pd.DataFrame(rows)
+    if (table.groupby("task")["protocol"].nunique() > 1).any() or table.duplicated(
+        ["task", "seed", "cell"]
+    ).any():
+        raise ArgumentError(
+            "runs mixes protocols of one task, or has a cell twice; give those of one plan: store.only(PLAN).load()"
+        )
+    floor = table[table["cell"] == cell_name(False, False, False)].set_index(["task", "seed"])["score"]
+    place = pd.MultiIndex.from_frame(table[["task", "seed"]])
+    table["gain"] = table["score"].to_numpy() - floor.reindex(place).to_numpy()
+    order = {cell_name(*cell): place for place, cell in enumerate(CELLS)}
+    table = table.sort_values(["task", "cell", "seed"], key=lambda c: c.map(order) if c.name == "cell" else c)
+    return table[columns].reset_index(drop=True)
+
+
+def component_effects(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """What each part adds to the score, with and without the others: paired differences of runs by task and seed.
+
+    `table` is that of `ablation_table`. For every part and each state of the two others, d = score with - score
+    without, one number per task and seed in which both were run. Rows: `part`, `beside` (what else trains;
+    `"average"` is the main effect: the mean over the four states, of tasks and seeds that have all eight cells),
+    `effect` (the mean over tasks of the mean over seeds), `sd` over seeds within tasks (pooled), `low` and `high` (by
+    t, seeds within tasks: for these tasks and other seeds), `tasks`, `runs`. NaN where there is one seed per task.
+    """
+    wide = table.pivot(index=["task", "seed"], columns="cell", values="score")
+    rows = []
+    for place, part in enumerate(PARTS):
+        every = []
+        for others in itertools.product((False, True), repeat=len(PARTS) - 1):
+            with_it, without = ([*others[:place], there, *others[place:]] for there in (True, False))
+            names = cell_name(*with_it), cell_name(*without)
+            if set(names) <= set(wide.columns):
+                every.append(wide[names[0]] - wide[names[1]])
+                rows.append({"part": SYMBOLS[part], "beside": names[1], **_effect(every[-1].dropna(), level)})
+        if len(every) == 2 ** (len(PARTS) - 1):
+            mean = pd.concat(every, axis=1).dropna().mean(axis=1)
+            rows.append({"part": SYMBOLS[part], "beside": "average", **_effect(mean, level)})
+    columns = ["part", "beside", "effect", "sd", "low", "high", "tasks", "runs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _effect(differences: pd.Series, level: float) -> dict[str, Any]:
+    """Mean over tasks and its interval from the pooled spread of seeds within tasks."""
+    from scipy import stats
+
+    groups = differences.groupby("task")
+    counts, tasks = groups.size().to_numpy(), groups.ngroups
+    effect = float(groups.mean().mean()) if tasks else math.nan
+    freedom = int(counts.sum()) - tasks
+    told = {"effect": effect, "tasks": tasks, "runs": int(counts.sum())}
+    if freedom < 1 or not tasks or (counts < 1).any():
+        return {**told, "sd": math.nan, "low": math.nan, "high": math.nan}
+    within = (differences - groups.transform("mean")).to_numpy()
+    sd = math.sqrt(float((within**2).sum()) / freedom)
+    half = stats.t.ppf((1 + level) / 2, freedom) * sd * math.sqrt(float(np.sum(1 / counts))) / tasks
+    return {**told, "sd": sd, "low": effect - half, "high": effect + half}

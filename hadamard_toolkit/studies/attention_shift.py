@@ -1,0 +1,254 @@
+"""What training does to the outputs of self-attention: norms, geometry, and the function from old to new.
+
+The first two empirical studies of Chen et al. (2023), which motivate the Hadamard adapter, with what they lack: the
+same inputs before and after, padding left out, intervals over examples and seeds, a debiased similarity with its
+ceiling, and fits that are compared on examples they have not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from hadamard_toolkit.errors import ArgumentError, DataError, check_range
+from hadamard_toolkit.studies.statistics import hierarchical_bootstrap
+
+DEGREES = {"linear": 1, "quadratic": 2, "cubic": 3}
+FITS = ("unchanged", *DEGREES)
+GROUP = ["task", "method", "layer"]
+
+
+def norms_by_example(outputs: ArrayLike, example: ArrayLike) -> np.ndarray:
+    """Mean Euclidean norm of the rows of `outputs` [tokens, width] by their `example` [tokens], numbered from 0.
+
+    The tokens are the real ones: padding has no row.
+    """
+    rows, group = _tokens(outputs, example)
+    return np.bincount(group, np.linalg.norm(rows, axis=1)) / np.bincount(group)
+
+
+def means_by_example(outputs: ArrayLike, example: ArrayLike) -> np.ndarray:
+    """Mean row of `outputs` [tokens, width] by example: [examples, width].
+
+    Examples are independent draws, as similarity measures want them; the tokens of one are not.
+    """
+    rows, group = _tokens(outputs, example)
+    sums = np.zeros((group.max() + 1, rows.shape[1]))
+    np.add.at(sums, group, rows)
+    return sums / np.bincount(group)[:, None]
+
+
+def norm_shift(table: pd.DataFrame, *, draws: int = 5000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Change of the attention-output norm by task, method and layer, paired by example, with its interval.
+
+    `table`: one row per `task`, `method`, `seed`, `layer` and `example` with `before` and `after` (see
+    `norms_by_example`); every seed has the same examples. Columns of the result: mean `before` and `after`,
+    `difference`, `low`, `high` (crossed bootstrap over seeds and examples: `statistics.hierarchical_bootstrap`),
+    `percent` (of before), `n_examples`, `n_seeds`.
+    """
+    _require(table, *GROUP, "seed", "example", "before", "after")
+    rows: list[dict[str, Any]] = []
+    for named, part in table.groupby(GROUP, sort=False):
+        wide = part.assign(change=part["after"] - part["before"]).pivot(
+            index="seed", columns="example", values="change"
+        )
+        if wide.isna().any(axis=None):
+            raise DataError(f"the seeds of {dict(zip(GROUP, named, strict=True))} have different examples")
+        found = hierarchical_bootstrap(
+            list(wide.to_numpy()), examples="shared", draws=draws, level=level, seed=seed
+        ).iloc[0]
+        before = float(part["before"].mean())
+        rows.append(
+            {
+                **dict(zip(GROUP, named, strict=True)),
+                "before": before,
+                "after": float(part["after"].mean()),
+                "difference": found["estimate"],
+                "low": found["low"],
+                "high": found["high"],
+                "percent": 100 * found["estimate"] / before,
+                "n_examples": wide.shape[1],
+                "n_seeds": wide.shape[0],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cka_debiased(first: ArrayLike, second: ArrayLike) -> float:
+    """Linear CKA with the unbiased HSIC estimator, of paired rows [n, p] and [n, q], n >= 4.
+
+    HSIC_1(K, L) = [tr(K̃L̃) + (1ᵀK̃1)(1ᵀL̃1) / ((n-1)(n-2)) - 2/(n-2) · 1ᵀK̃L̃1] / (n(n-3)) with K̃ = XXᵀ, L̃ = YYᵀ,
+    both with their diagonals set to zero (Song et al. 2012, equation 5); CKA = HSIC_1(K, L) / √(HSIC_1(K, K)
+    HSIC_1(L, L)) (Nguyen, Raghu and Kornblith 2021). About 0 for independent data whatever n and width; it may fall
+    below 0. NaN where one side does not vary.
+    """
+    one, two = _gram(first), _gram(second)
+    if len(one) != len(two):
+        raise DataError(f"first has {len(one)} rows and second {len(two)}; they are paired")
+    if len(one) < 4:
+        raise DataError(f"n={len(one)} rows are too few; the unbiased estimator needs 4")
+    scale = _hsic(one, one) * _hsic(two, two)
+    return float(_hsic(one, two) / np.sqrt(scale)) if scale > 0 else float("nan")
+
+
+def cka_biased(first: ArrayLike, second: ArrayLike) -> float:
+    """The usual linear CKA, ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred columns (Kornblith et al. 2019): it is far above 0
+    for independent data when rows are few beside the width. Here to be compared with `cka_debiased`."""
+    one, two = (np.asarray(side, np.float64) for side in (first, second))
+    one, two = _gram(one - one.mean(axis=0)), _gram(two - two.mean(axis=0))
+    scale = (one**2).sum() * (two**2).sum()
+    return float((one * two).sum() / np.sqrt(scale)) if scale > 0 else float("nan")
+
+
+def _gram(rows: ArrayLike) -> np.ndarray:
+    values = np.asarray(rows, np.float64)
+    values = values - values.mean(axis=0)  # changes nothing of the unbiased estimate but its rounding
+    found: np.ndarray = values @ values.T
+    return found
+
+
+def _hsic(first: np.ndarray, second: np.ndarray) -> float:
+    n = len(first)
+    k, m = first - np.diag(np.diag(first)), second - np.diag(np.diag(second))
+    whole = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2))
+    return float((whole - 2 / (n - 2) * (k.sum(axis=0) @ m.sum(axis=0))) / (n * (n - 3)))
+
+
+def polynomial_fits(
+    before: ArrayLike, after: ArrayLike, example: ArrayLike, fitted: Sequence[int] | np.ndarray
+) -> pd.DataFrame:
+    """How well a polynomial in one coordinate before gives the same coordinate after, on examples it was not fitted on.
+
+    `before`, `after`: [tokens, width]; `example`: [tokens]; `fitted`: the examples whose tokens fit the least
+    squares, one per coordinate j and degree: after_j ≈ Σ_k c_jk before_j^k (each coordinate standardised first). All
+    others are held out.
+
+    One row per held-out example: `example`, `total`, and `unchanged` (after = before), `linear`, `quadratic`,
+    `cubic`: its share Σ_t (residual)² / SST_j averaged over coordinates, SST_j the sum of squares of after_j about
+    its mean over all held-out tokens; `total` is that of the mean itself. So 1 - Σ linear / Σ total is the mean
+    per-coordinate R².
+    """
+    x, group = _tokens(before, example)
+    y, _ = _tokens(after, example)
+    if x.shape != y.shape:
+        raise DataError(f"before has shape {x.shape} and after {y.shape}; they are paired")
+    inside = np.isin(group, np.asarray(fitted))
+    if not inside.any() or inside.all():
+        raise ArgumentError("fitted must name some examples and leave some out")
+    centre, spread = x[inside].mean(axis=0), x[inside].std(axis=0)
+    scaled = (x - centre) / np.where(spread > 0, spread, 1.0)
+    held = ~inside
+    deviation = (y[held] - y[held].mean(axis=0)) ** 2
+    total = deviation.sum(axis=0)
+    varies = total > 0
+    errors = {"total": deviation, "unchanged": (y[held] - x[held]) ** 2}
+    for name, degree in DEGREES.items():
+        errors[name] = (y[held] - _fit(scaled, y, inside, degree)[held]) ** 2
+    names = np.unique(group[held])
+    shares = {
+        name: np.bincount(group[held], (error[:, varies] / total[varies]).mean(axis=1))[names]
+        if varies.any()
+        else np.zeros(len(names))
+        for name, error in errors.items()
+    }
+    return pd.DataFrame({"example": names, **shares})
+
+
+def _fit(x: np.ndarray, y: np.ndarray, inside: np.ndarray, degree: int) -> np.ndarray:
+    """Predictions for all rows; least squares of every column on the powers of its own x over the rows `inside`."""
+    powers = np.stack([x**k for k in range(degree + 1)], axis=-1)  # [tokens, width, degree + 1]
+    own = powers[inside]
+    normal = np.einsum("tji,tjk->jik", own, own)
+    target = np.einsum("tji,tj->ji", own, y[inside])
+    coefficients = np.einsum("jik,jk->ji", np.linalg.pinv(normal, hermitian=True), target)
+    found: np.ndarray = np.einsum("tjk,jk->tj", powers, coefficients)
+    return found
+
+
+def fit_summary(
+    table: pd.DataFrame, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Held-out R² of each fit, and what each degree adds to the one below, by task, method and layer.
+
+    `table`: what `polynomial_fits` gives with `task`, `method`, `seed` and `layer`. One row per group and `fit`: `r2`,
+    `low`, `high`; `gain` over the fit before it (linear over unchanged), `gain_low`, `gain_high`; `n_examples`,
+    `n_seeds`. The seeds are fixed: intervals are over examples, drawn with replacement for all seeds and fits at
+    once.
+    """
+    _require(table, *GROUP, "seed", "example", "total", *FITS)
+    tail = [(1 - level) / 2, (1 + level) / 2]
+    rows: list[dict[str, Any]] = []
+    for named, part in table.groupby(GROUP, sort=False):
+        seeds = part["seed"].nunique()
+        sums = part.groupby("example")[["total", *FITS]].sum() / seeds
+        count = len(sums)
+        weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+        weights = np.vstack([np.ones(count, int), weights])  # the sample itself comes first
+        drawn = weights @ sums.to_numpy()
+        r2 = (
+            1 - drawn[:, 1:] / drawn[:, :1]
+            if (drawn[:, 0] > 0).all()
+            else np.full((draws + 1, len(FITS)), np.nan)
+        )
+        for place, fit in enumerate(FITS):
+            gain = r2[:, place] - r2[:, place - 1] if place else np.full(draws + 1, np.nan)
+            low, high = np.quantile(r2[1:, place], tail)
+            gain_low, gain_high = np.quantile(gain[1:], tail)
+            rows.append(
+                {
+                    **dict(zip(GROUP, named, strict=True)),
+                    "fit": fit,
+                    "r2": r2[0, place],
+                    "low": low,
+                    "high": high,
+                    "gain": gain[0],
+                    "gain_low": gain_low,
+                    "gain_high": gain_high,
+                    "n_examples": count,
+                    "n_seeds": seeds,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def cka_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """CKA before against after by task, method and layer, and its ceiling: after against after of another seed.
+
+    `table`: one row per `task`, `method`, `seed` and `layer` (further rows of the same are ignored) with `cka`,
+    `cka_biased`, `cka_seeds` (NaN where no second seed was there). Means over seeds, `n_seeds` and the range `low`,
+    `high` of `cka` over them.
+    """
+    _require(table, *GROUP, "seed", "cka", "cka_biased", "cka_seeds")
+    once = table.drop_duplicates([*GROUP, "seed"])
+    return (
+        once.groupby(GROUP, sort=False)
+        .agg(
+            cka=("cka", "mean"),
+            low=("cka", "min"),
+            high=("cka", "max"),
+            cka_biased=("cka_biased", "mean"),
+            cka_seeds=("cka_seeds", "mean"),
+            n_seeds=("seed", "nunique"),
+        )
+        .reset_index()
+    )
+
+
+def _tokens(outputs: ArrayLike, example: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    rows, group = np.asarray(outputs, np.float64), np.asarray(example)
+    if rows.ndim != 2 or group.shape != rows.shape[:1] or not rows.size:
+        raise DataError(
+            f"outputs of shape {rows.shape} and example of shape {group.shape}: give one example per row"
+        )
+    check_range("example", int(group.min()), least=0)
+    return rows, group
+
+
+def _require(table: pd.DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ArgumentError(f"table has no column {', '.join(map(repr, missing))}")

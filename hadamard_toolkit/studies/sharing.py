@@ -1,0 +1,248 @@
+"""Sharing: do several tasks get by with one set of Hadamard vectors? (The open question of Chen et al. 2023.)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.studies.statistics import holm
+
+SOURCES = ("own", "mean", "others", "another", "permuted", "identity")
+PARTS = ("weight", "bias", "norm")
+UNSHARED, BARE = "unshared", "bare"
+GOAL_SHARE, GOAL_PARAMETERS = 0.98, 0.011  # of the unshared score; per cent of the backbone per task
+Vectors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Where W, b and the trained norm (its gain and shift) of a task's model come from.
+
+    Each is one of: `"own"`, what the task learned; `"mean"`, the mean of all tasks; `"others"`, the mean of all tasks
+    but this one; `"another"`, one other task, drawn at random (the same for all three); `"permuted"`, the mean with the
+    coordinates of each layer permuted; `"identity"`, W = 1, b = 0, the pretrained norm.
+    """
+
+    name: str
+    weight: str
+    bias: str
+    norm: str
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            check_choice(part, getattr(self, part), SOURCES)
+
+    def sources(self) -> tuple[str, ...]:
+        """Of W, b and norm."""
+        return astuple(self)[1:]
+
+
+SCHEMES = (
+    Scheme("own", "own", "own", "own"),
+    Scheme("own, shared norm", "own", "own", "mean"),
+    Scheme("mean", "mean", "mean", "mean"),
+    Scheme("mean, own norm", "mean", "mean", "own"),
+    Scheme("leave-one-out", "others", "others", "others"),
+    Scheme("shared W, own b", "mean", "own", "mean"),
+    Scheme("own W, shared b", "own", "mean", "mean"),
+    Scheme("no vectors, own norm", "identity", "identity", "own"),
+    Scheme("no vectors, shared norm", "identity", "identity", "mean"),
+    Scheme("another task", "another", "another", "another"),
+    Scheme("permuted", "permuted", "permuted", "mean"),
+    Scheme(BARE, "identity", "identity", "identity"),
+)
+"""What is measured. `"own"` is the ceiling of all (own vectors, the head retrained), `"bare"` is HeadOnly."""
+
+
+def combine(
+    vectors: Mapping[str, Vectors], target: str, scheme: Scheme, identity: Vectors, *, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The vectors of `target` under `scheme`: arrays [layers, width] by name, as `Attachment.vectors` names them.
+
+    `vectors`: task -> name -> [layers, width]; `identity` holds the same names before training. `seed` draws the other
+    task and the permutations. Means are taken in float64, coordinate by coordinate, all tasks alike.
+    Raises `ArgumentError` for a target that is not among the tasks, no other task, or arrays that do not line up.
+    """
+    check_choice("target", target, list(vectors))
+    others = [task for task in sorted(vectors) if task != target]
+    if not others:
+        raise ArgumentError(f"vectors holds no task but {target!r}; there is nobody to share with")
+    for task in vectors:
+        shapes = {name: array.shape for name, array in vectors[task].items()}
+        if shapes != {name: array.shape for name, array in identity.items()}:
+            raise ArgumentError(f"vectors[{task!r}] has other names or shapes than identity")
+    drawn = others[np.random.default_rng([seed, 0]).integers(len(others))]
+    found = {}
+    for name, start in identity.items():
+        tasks = {
+            "own": [target],
+            "mean": [target, *others],
+            "others": others,
+            "another": [drawn],
+            "permuted": [target, *others],
+            "identity": [],
+        }[getattr(scheme, part_of(name))]
+        if not tasks:
+            found[name] = start
+            continue
+        stacked = np.stack([vectors[task][name] for task in sorted(tasks)])
+        mean: np.ndarray = stacked.mean(axis=0, dtype=np.float64)
+        if getattr(scheme, part_of(name)) == "permuted":
+            mean = _permuted(mean, np.asarray(start, np.float64), seed)
+        found[name] = mean.astype(start.dtype)
+    return found
+
+
+def part_of(name: str) -> str:
+    """`"weight"` or `"bias"` of the adapter, or `"norm"`: the part of a `Scheme` that governs this array."""
+    place, _, vector = name.rpartition(".")
+    if place.endswith("norm"):
+        return "norm"
+    check_choice("vector", vector, PARTS[:2])
+    return vector
+
+
+def _permuted(values: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
+    """The change of every layer with its coordinates permuted, W and b alike."""
+    generator = np.random.default_rng([seed, 1])
+    change = values - start
+    return start + np.stack([layer[generator.permutation(layer.size)] for layer in change])
+
+
+def parameters_per_task(sizes: Mapping[str, int], scheme: Scheme, tasks: int) -> float:
+    """What one of `tasks` tasks costs under `scheme`, the head left out; `sizes` are those of weight, bias and norm.
+
+    What a task has for itself counts whole; what is shared is stored once and counts for 1 / tasks (of a leave-one-out
+    mean too: one such set is what a new task would be given); the identity costs nothing.
+    """
+    check_range("tasks", tasks, least=1)
+    cost = {"own": 1.0, "identity": 0.0}
+    return sum(sizes[part] * cost.get(getattr(scheme, part), 1 / tasks) for part in PARTS)
+
+
+def sharing_by_task(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds: scheme (rows, in the order of the table) by task (columns).
+
+    `table`: one row per `task`, `seed` and `scheme` with its `score`, as `measurements.sharing` gives it for each run.
+    """
+    means = table.groupby(["scheme", "task"], sort=False)["score"].mean().unstack("task")
+    return means.reindex(index=table["scheme"].unique(), columns=sorted(table["task"].unique()))
+
+
+def sharing_summary(
+    table: pd.DataFrame,
+    *,
+    reference: str = UNSHARED,
+    floor: str = BARE,
+    margin: float = GOAL_SHARE,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Score against cost of every scheme, and its share of the unshared score, with intervals over tasks.
+
+    `table`: one row per `task`, `seed` and `scheme` with `score`, `parameters` and `percent` (per task, of
+    the backbone). Only tasks and seeds with every scheme count. Seeds are averaged within their task; the tasks are
+    the sample.
+
+    Columns: `parameters`, `percent`, `score` (mean over tasks); `share` = mean score / mean score of `reference`;
+    `gain_share` = the same of the score above that of `floor`; their Fieller intervals (`…_low`, `…_high`; NaN where
+    the denominator is not surely positive, so that no interval exists); `p`, one-sided, of the null that the share is
+    below `margin` (paired t over tasks of score - margin * reference), `p_holm` over the schemes; `noninferior`:
+    p_holm < 1 - level; `tasks`, `runs` that count, `incomplete` ones that do not.
+    Fieller, E. C. (1954), "Some problems in interval estimation", J. R. Stat. Soc. B 16(2).
+    """
+    check_range("level", level, above=0, below=1)
+    check_range("margin", margin, above=0)
+    scores, dropped = _complete(table)
+    for name in (reference, floor):
+        check_choice("scheme", name, list(scores.columns))
+    by_task = scores.groupby("task").mean()
+    base, ground = by_task[reference].to_numpy(), by_task[floor].to_numpy()
+    costs = table.groupby("scheme")[["parameters", "percent"]].mean()
+    rows = []
+    for scheme in table["scheme"].unique():
+        own = by_task[scheme].to_numpy()
+        share, gain = fieller(own, base, level=level), fieller(own - ground, base - ground, level=level)
+        same = scheme == reference
+        rows.append(
+            {
+                "scheme": scheme,
+                **costs.loc[scheme].to_dict(),
+                "score": own.mean(),
+                "share": share[0],
+                "share_low": share[1],
+                "share_high": share[2],
+                "gain_share": gain[0],
+                "gain_share_low": gain[1],
+                "gain_share_high": gain[2],
+                "p": math.nan if same else _greater(own - margin * base),
+            }
+        )
+    found = pd.DataFrame(rows).set_index("scheme")
+    found["p_holm"] = holm(found["p"].to_numpy())
+    found["noninferior"] = found["p_holm"] < 1 - level
+    return found.assign(tasks=len(by_task), runs=len(scores), incomplete=dropped)
+
+
+def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Scores [task and seed, scheme] without the runs that lack a scheme, and how many those are."""
+    if table.duplicated(["task", "seed", "scheme"]).any():
+        raise ArgumentError("table has more than one row for one task, seed and scheme")
+    wide = table.pivot(index=["task", "seed"], columns="scheme", values="score")
+    whole = wide.dropna()
+    if whole.empty:
+        raise ArgumentError("no task and seed of table has a score for every scheme")
+    return whole, len(wide) - len(whole)
+
+
+def fieller(above: np.ndarray, below: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
+    """mean(above) / mean(below) of paired values with its exact interval under normality (Fieller 1954).
+
+    It holds every r for which a paired t test of above - r * below does not reject a mean of zero. NaN for its ends
+    with fewer than two pairs, or where zero is a possible mean of `below`: then the set is not an interval.
+    """
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    count, top, bottom = len(above), above.mean(), below.mean()
+    ratio = float(top / bottom) if bottom else math.nan
+    if count < 2:
+        return ratio, math.nan, math.nan
+    quantile = stats.t.ppf((1 + level) / 2, count - 1) ** 2 / count
+    [[vary_top, both], [_, vary_bottom]] = quantile * np.cov(above, below)
+    a, b, c = bottom**2 - vary_bottom, bottom * top - both, top**2 - vary_top
+    if a <= 0 or bottom <= 0:
+        return ratio, math.nan, math.nan
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return ratio, float((b - root) / a), float((b + root) / a)
+
+
+def _greater(values: np.ndarray) -> float:
+    """One-sided p of a mean of at most zero."""
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:  # no spread: certain either way
+        return 0.0 if values[0] > 0 else 1.0
+    return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
+
+
+def goal_reached(
+    summary: pd.DataFrame, *, share: float = GOAL_SHARE, percent: float = GOAL_PARAMETERS
+) -> dict[str, Any]:
+    """The goal in words that can be printed: which schemes cost at most `percent` and keep `share` of the score.
+
+    `within`: schemes that cost no more, best share first (the reference aside); `met`: those of them whose share is
+    at least `share`; `shown`: those for which that is shown (non-inferior after Holm).
+    """
+    within = summary[(summary["percent"] <= percent) & summary["p"].notna()]
+    within = within.sort_values("share", ascending=False, kind="stable")
+    met = within[within["share"] >= share]
+    return {
+        "within": list(within.index),
+        "met": list(met.index),
+        "shown": list(met.index[met["noninferior"]]),
+    }
