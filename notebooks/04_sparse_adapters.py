@@ -315,7 +315,7 @@ print(f"weights from seed {masks.init_seed}, examples from seed {masks.data_seed
 # Its score says nothing yet. The runs that do were made beforehand, from the plan files
 # [`sparse.toml`](../data/reference_runs/sparse.toml) and [`sparse_others.toml`](../data/reference_runs/sparse_others.toml), and
 # are committed without their weights, masks included: all six scorers at four sparsities with the controls of SNIP at 80 %, 320 training
-# rows, the epoch selected on held-out rows, one learning rate for all. `hadamard sweep PLAN --store DIR` makes them again, or, with
+# rows, the epoch selected on held-out rows, one learning rate for all. The tables say how much of the plans has been run. `hadamard sweep PLAN --store DIR` makes them again, or, with
 # `HADAMARD_STORE`, the tables below are those of your own store.
 
 # %%
@@ -327,6 +327,11 @@ for table in scores:
     shown = table.groupby(["adapter", "task"])["seed"].agg(["size", "nunique"])
     print(shown.rename(columns={"size": "runs", "nunique": "seeds"}).to_string(), end="\n\n")
 scores, others = (table.assign(task=table["task"].str.removeprefix("embedded/")) for table in scores)
+whole = scores["task"].isin(scores.loc[scores["sparsity"] == 0, "task"])
+print(
+    "no unpruned run to compare with, so not drawn:", ", ".join(scores.loc[~whole, "task"].unique()) or "none"
+)
+scores = scores[whole]
 
 # %%
 figure = ht.plotting.score_against_sparsity(scores, metric="Accuracy")
@@ -349,11 +354,9 @@ pairs |= {
 }
 pairs["SNIP at 80 % − small dense"] = (snip, wide["dense"][small_share])
 for name, (first, second) in pairs.items():
-    gap = (first - second).dropna()
-    low, high = ttest_1samp(gap, 0).confidence_interval()
-    print(
-        f"{name:<38}: {100 * gap.mean():+5.1f} points [{100 * low:+5.1f}, {100 * high:+5.1f}], {len(gap)} pairs"
-    )
+    gap = 100 * (first - second).dropna()
+    low, high = ttest_1samp(gap, 0).confidence_interval() if len(gap) > 1 else (float("nan"),) * 2
+    print(f"{name:<38}: {gap.mean():+5.1f} points [{low:+5.1f}, {high:+5.1f}], {len(gap)} pairs")
 
 # %% [markdown]
 # (Intervals of Student's t over pairs of task and seed; the pairs of one task share its test rows, so they are too narrow for a claim about

@@ -49,7 +49,7 @@ FAMILIES = {
 }
 family = {method: name for name, methods in FAMILIES.items() for method in methods}
 glue = store.only(f"{PLANS}/glue.toml")
-runs = pd.concat([part.load() for part in (glue, store.only(f"{PLANS}/zoo.toml"))])
+runs = pd.concat([part.load() for part in (glue, store.only(f"{PLANS}/zoo.toml"))], ignore_index=True)
 runs = runs.query("headline and split == 'test'").assign(family=runs["method"].map(family))
 runs = runs.rename(columns={"trained": "parameters", "value": "score"})
 columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
@@ -72,7 +72,7 @@ cells = pd.Series(
     cells.index,
 )
 planned = pd.DataFrame([(type(s.adapter).__name__, s.task) for s in load_plan(f"{PLANS}/glue.toml")])
-table = cells.unstack("task").reindex(columns=list(dict.fromkeys(planned[1])))
+table = cells.unstack("task").reindex(columns=list(dict.fromkeys(planned[1]))).astype(object)
 table = table.reindex(
     [method for methods in FAMILIES.values() for method in methods if method in table.index]
 )
@@ -151,6 +151,7 @@ figure
 
 # %%
 sparse = short(ht.studies.sparse_table(store.only(f"{PLANS}/sparse.toml"))).drop(columns="key")
+sparse = sparse[sparse["task"].isin(sparse.loc[sparse["sparsity"] == 0, "task"])]  # with what to compare
 figure = ht.plotting.score_against_sparsity(sparse, venue=VENUE, metric="Accuracy")
 caption = "Score against the share removed, with controls"
 ht.plotting.save(figure, "sparse_score_against_sparsity", table=sparse, profile="reference", caption=caption)
