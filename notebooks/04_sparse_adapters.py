@@ -380,13 +380,17 @@ both.groupby(["adapter", "scorer", "sparsity"])["score"].agg(["mean", "std", "co
 runs = results.only(plans[1]).load().query("headline and split == 'test'")
 equal = runs[runs["label"].str.startswith("Houlsby") & runs["nonzero_adapter"].between(73_728, 80_000)]
 full = runs[runs["method"] == "FullFineTuning"]
-for label, rows in pd.concat([equal, full]).groupby("label", sort=False):
+wide_and_sparse = pd.concat([equal, full])
+print(f"{len(wide_and_sparse)} runs of this comparison are in the store")
+for label, rows in wide_and_sparse.groupby("label", sort=False):
     name = (
         label.removesuffix(")").replace(', init="normal")', ",").replace('(init="normal")', "(bottleneck=64,")
     )
     print(
         f"{name:<60} {rows['nonzero'].iloc[0]:>10,} not zero:"
-        f" {100 * rows['value'].mean():.1f} ± {100 * rows['value'].std():.1f} % ({len(rows)} seeds)"
+        f" {100 * rows['value'].mean():.1f} ± {100 * rows['value'].std():.1f} % ({len(rows)} seeds)".replace(
+            "± nan ", ""
+        )
     )
 
 # %% [markdown]

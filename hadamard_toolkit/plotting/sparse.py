@@ -200,10 +200,8 @@ def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
 
 def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> None:
     """The horizontal axis: sparsities, then a dotted line and the controls, by the sparsity of their masks."""
-    small = (
-        rows["control"].eq("dense") & rows["control"].ne("dense").any()
-    )  # it stands among the controls only
-    shares = sorted(100 * share for share in set(rows.loc[~small, "sparsity"]) if share > 0)
+    masks = rows[rows["control"] != "dense"]  # the small dense adapter stands among the controls only
+    shares = sorted(100 * share for share in set((masks if len(masks) else rows)["sparsity"]) if share > 0)
     if not shares:
         axis.set_xticks([])
         return
