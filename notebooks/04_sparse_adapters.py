@@ -383,9 +383,7 @@ full = runs[runs["method"] == "FullFineTuning"]
 wide_and_sparse = pd.concat([equal, full])
 print(f"{len(wide_and_sparse)} runs of this comparison are in the store")
 for label, rows in wide_and_sparse.groupby("label", sort=False):
-    name = (
-        label.removesuffix(")").replace(', init="normal")', ",").replace('(init="normal")', "(bottleneck=64,")
-    )
+    name = label.replace(', init="normal")', ")").replace('(init="normal")', "(bottleneck=64)")
     print(
         f"{name:<60} {rows['nonzero'].iloc[0]:>10,} not zero:"
         f" {100 * rows['value'].mean():.1f} ± {100 * rows['value'].std():.1f} % ({len(rows)} seeds)".replace(

@@ -16,7 +16,8 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parents[1] / "hadamard_toolkit"
 # Modules of adapters/ that hold no method: what all methods share.
 SHARED = {
-    *("__init__", "base", "attachment", "files", "masking", "gates", "attention", "interop", "parts", "peft_formats")
+    *("__init__", "base", "attachment", "files", "masking", "gates", "attention", "parts"),
+    *("interop", "peft_formats"),
 }
 # Registered adapters whose module holds others too; every other module registers one.
 TOGETHER = {
