@@ -118,7 +118,7 @@ def serve(
     """
     if find_spec("voila") is None:
         raise MissingExtraError(
-            "`hadamard pruner` needs Voilà; install it with: pip install hadamard_toolkit[browser]"
+            "`hadamard pruner` needs Voilà; install it with: pip install hadamard_toolkit[notebooks]"
         )
     source = RunStore(store)
     prunable(source)

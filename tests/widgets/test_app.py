@@ -61,7 +61,7 @@ def test_the_command(
     assert "holds no run whose weights were kept" in capsys.readouterr().err
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     assert main(["pruner", "--store", str(store.folder)]) == 2
-    assert "pip install hadamard_toolkit[browser]" in capsys.readouterr().err
+    assert "pip install hadamard_toolkit[notebooks]" in capsys.readouterr().err
 
 
 def test_the_notebook_is_plain_and_without_outputs() -> None:
