@@ -231,8 +231,12 @@ family = {type(adapter).__name__: family for family, adapter in ZOO.values()}
 reference = runs.rename(columns={"trained": "parameters", "value": "score"})
 reference = reference.assign(family=reference["method"].map(family))
 by_method = reference.groupby("method")["score"].agg(["mean", "std", "count"]).sort_values("mean")
-for method, (mean, std, count) in by_method[::-1].iterrows():
-    print(f"{method:<16} {100 * mean:.1f} ± {100 * std:.1f} % accuracy ({count:.0f} seeds, 872 dev rows)")
+shown = {
+    method: f"{100 * mean:.1f} ± {100 * std:.1f} % (n = {count:.0f})".replace("± nan ", "")
+    for method, (mean, std, count) in by_method[::-1].iterrows()
+}
+for method, score in shown.items():
+    print(f"{method:<16} {score} accuracy, 872 dev rows")
 print("no runs:", ", ".join(sorted(set(family) - set(by_method.index))) or "none")
 
 # %%
@@ -379,7 +383,4 @@ best = (
     .idxmax()
 )
 for size in ("under 0.1 %", "above"):
-    mean, std, count = by_method.loc[best[size]]
-    print(
-        f"best of those that train {size} of the backbone: {best[size]}, {100 * mean:.1f} ± {100 * std:.1f} % ({count:.0f} seeds)"
-    )
+    print(f"best of those that train {size} of the backbone: {best[size]}, {shown[best[size]]}")

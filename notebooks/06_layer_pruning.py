@@ -144,19 +144,10 @@ print(agreement.round(3).to_string(index=False))
 
 # %% tags=["nbval-check-output"]
 smallest = studies.smallest_set(removals, paths, margin=MARGIN)
-columns = [
-    "task",
-    "size",
-    "kept",
-    "held_out_low",
-    "test",
-    "test_low",
-    "confirmed",
-    "n_seeds",
-    "n_held_out",
-    "n_test",
-]
+columns = ["task", "size", "kept", "held_out_low", "test", "test_low", "confirmed"]
+seeds, held_out, tested = (smallest[f"n_{name}"].min() for name in ("seeds", "held_out", "test"))
 print(f"margin {MARGIN}; differences to all layers and their one-sided 95 % bounds")
+print(f"per task at least {seeds} seed(s), {held_out} held-out rows, {tested} test rows")
 print(smallest[columns].round(3).to_string(index=False))
 
 # %%
