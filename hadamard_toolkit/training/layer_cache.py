@@ -65,32 +65,39 @@ class LayerCache:
         Raises `ArgumentError` for a layer or site that there is not, `UnsupportedError` for a model without logits
         per row.
         """
+        *_, found = self.steps(kept)
+        assert found is not None
+        return found
+
+    def steps(self, kept: Collection[int | Place]) -> Iterator[np.ndarray | None]:
+        """The same, a batch at a time: None after each batch, in the end what `logits` returns.
+
+        Between two steps the model is as it was found, and other questions may be asked.
+        """
         chosen = check_places(self.attachment, kept)
-        with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
-            if self.resumes is None:
-                self.resumes = self._try_resuming()
-            found = torch.cat(self._run(chosen)).float().cpu().numpy()
+        start, states = self._deepest(chosen)
+        answers: list[Tensor] = []
+        seen: list[dict[int, Tensor]] = []
+        for number, batch in enumerate(self._batches):
+            with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
+                if self.resumes is None:
+                    self.resumes = self._try_resuming()
+                answer, read = self._pass(batch, start, states[number] if states else None)
+            answers.append(answer)
+            seen.append(read if self.resumes else {})
+            yield None
+        for layer in seen[0]:
+            self._remember((layer, _below(chosen, layer)), [read[layer] for read in seen])
+        found = torch.cat(answers).float().cpu().numpy()
         result = np.empty_like(found)
         result[self._order] = found
-        return result
+        yield result
 
     def clear(self) -> None:
         """Forget all hidden states."""
         self._states.clear()
 
     # ------------------------------------------------------------------------------------------------------------
-
-    def _run(self, chosen: frozenset[Place]) -> list[Tensor]:
-        start, states = self._deepest(chosen)
-        answers, seen = [], []
-        for number, batch in enumerate(self._batches):
-            answer, read = self._pass(batch, start, states[number] if states else None)
-            answers.append(answer)
-            seen.append(read)
-        if self.resumes:
-            for layer in seen[0]:
-                self._remember((layer, _below(chosen, layer)), [read[layer] for read in seen])
-        return answers
 
     def _deepest(self, chosen: frozenset[Place]) -> tuple[int, list[Tensor] | None]:
         """The highest layer whose input is known, and that input; layer 0 and None if none is."""

@@ -60,3 +60,40 @@ class Background:
             self._cancelled()
         else:
             then()
+
+
+class Idle:
+    """Work that nobody waits for yet, a step at a time when the kernel's loop has nothing else to do.
+
+    New work takes the place of the old. Where no loop runs nothing is done: nobody is there to be quicker than.
+    `failed` gets an error of the work.
+    """
+
+    def __init__(self, failed: Callable[[Exception], object], pause: float = 0.01) -> None:
+        self._failed, self._pause = failed, pause
+        self._next: asyncio.TimerHandle | None = None
+
+    def start(self, steps: Iterator[object]) -> None:
+        """Go through `steps`, `pause` seconds between them."""
+        self.stop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._next = loop.call_later(self._pause, self._step, steps)
+
+    def stop(self) -> None:
+        """Drop what is left of the work."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _step(self, steps: Iterator[object]) -> None:
+        try:
+            next(steps)
+        except StopIteration:
+            return
+        except Exception as error:
+            self._failed(error)
+            return
+        self.start(steps)

@@ -150,9 +150,35 @@ class Evaluation:
         """The same on a few of the rows."""
         return self._score(kept, quick=True)
 
+    def steps(self, kept: Collection[int | Place]) -> Iterator[None]:
+        """The work of `score` in steps of one batch, after which `score` answers at once."""
+        places = check_places(self.attachment, kept)
+        if (False, places) not in self._logits:
+            for found in self._cache.steps(places):
+                if found is not None:
+                    self._logits[False, places] = found
+                yield
+        self.score(places)
+
+    def flips(self, kept: Collection[int | Place]) -> Iterator[None]:
+        """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest."""
+        places = check_places(self.attachment, kept)
+        for layer in sorted({layer for layer, _ in self.places}):
+            whole = {place for place in self.places if place[0] == layer}
+            yield from self.steps(places - whole if places & whole else places | whole)
+
     def known(self, kept: Collection[int | Place]) -> Score | None:
         """What `score` would say, if it was asked before."""
         return self._scores.get((False, check_places(self.attachment, kept)))
+
+    def at_hand(self, kept: Collection[int | Place], *, quick: bool) -> tuple[Score | None, str]:
+        """The best number that takes no waiting and what to call it: the score, else (`quick`) a preview, else None."""
+        if (score := self.known(kept)) is not None:
+            return score, f"up to date, {self.split} rows"
+        if not quick:
+            return None, "stale: not computed"
+        score = self.preview(kept)
+        return score, f"stale: preview on {score.n} rows"
 
     def logits(self, kept: Collection[int | Place]) -> np.ndarray:
         """Logits [rows, outputs] with `kept` alone."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +23,7 @@ from hadamard_toolkit.runs.sweep import MissingExtraError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.adapters import pruned_adapter
-from hadamard_toolkit.widgets.background import Background, Steps
+from hadamard_toolkit.widgets.background import Background, Idle, Steps
 from hadamard_toolkit.widgets.evaluation import ROWS, Score
 from hadamard_toolkit.widgets.orders import consensus_order
 from hadamard_toolkit.widgets.pruning_state import (
@@ -74,6 +75,7 @@ class LayerPruner(widgets.VBox):
     reference: a store with measured removals, for the preset `consensus` (default: the store of the first run).
     spec: of an attachment, what it was trained by; retraining needs it.
     figures: folder of exported figures, see `ht.plotting.save`.
+    ahead: whether scores one flip away are computed while nothing else happens, so that the next flip finds its own.
 
     Switching takes nothing away for good: the model is as it was after every evaluation, also after an error. `state`
     is the `PruningState` shown, `apply(event)` changes it, `settle()` waits for the numbers, `scores()` are these.
@@ -92,6 +94,7 @@ class LayerPruner(widgets.VBox):
         reference: RunStore | str | Path | None = None,
         spec: RunSpec | None = None,
         figures: str | Path = "figures",
+        ahead: bool = True,
         **options: Any,
     ) -> None:
         self.evaluations, self.specs, self._sources = subjects(
@@ -116,12 +119,14 @@ class LayerPruner(widgets.VBox):
         self._job: Retraining | None = None
         self._closed = False
         self._background = Background(self._progress, self._show, lambda: self.panel.say("cancelled"))
+        self._ahead, self._idle = ahead, Idle(self._show)
         for evaluation in self.evaluations:
             evaluation.score(places)
         self.panel = Panel(self.state, self._guard, self)
         super().__init__([self.panel.box])
         self.add_class("hadamard-pruner")
         self._draw()
+        self._look_ahead()
 
     def __repr__(self) -> str:
         names = ", ".join(evaluation.name for evaluation in self.evaluations)
@@ -139,6 +144,7 @@ class LayerPruner(widgets.VBox):
             return
         self._closed = True
         self.cancel()
+        self._idle.stop()
         if self._pending is not None:
             self._pending.cancel()
         super().close()
@@ -150,6 +156,7 @@ class LayerPruner(widgets.VBox):
         after = self.state.apply(event)
         if after != self.state:
             self.state = after
+            self._idle.stop()
             self._retrained.clear()
             self.panel.say("")
             self._draw(quick=True)
@@ -164,9 +171,8 @@ class LayerPruner(widgets.VBox):
             self._greedily(k)
         elif name == "consensus":
             if name not in self._orders:
-                self._orders[name] = consensus_order(
-                    self._reference_store(), self._tasks(), self.state.layers
-                )
+                tasks = {evaluation.task.name for evaluation in self.evaluations}
+                self._orders[name] = consensus_order(self._reference_store(), tasks, self.state.layers)
             self.apply(Keep(self._last(self._orders[name], k)))
         else:
             self.apply(Preset(name, k if name == "top-k" else None))
@@ -185,9 +191,6 @@ class LayerPruner(widgets.VBox):
                 "reference=None is not allowed here: the consensus needs a store with measured runs"
             )
         return RunStore(folder)
-
-    def _tasks(self) -> set[str]:
-        return {evaluation.task.name for evaluation in self.evaluations}
 
     # numbers ---------------------------------------------------------------------------------------------------
 
@@ -254,6 +257,11 @@ class LayerPruner(widgets.VBox):
         for evaluation in self.evaluations:
             evaluation.score(self.state.kept)
         self._draw()
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        if self._ahead:
+            self._idle.start(chain.from_iterable(e.flips(self.state.kept) for e in self.evaluations))
 
     def _later(self) -> None:
         """Score soon, when no further event comes: on the kernel's loop, or at once where there is none."""
@@ -309,6 +317,7 @@ class LayerPruner(widgets.VBox):
             self._job.cancel()
 
     def _slowly(self, steps: Steps, then: Callable[[], object], pause: float = 0.0) -> None:
+        self._idle.stop()
         self._background.start(steps, lambda: self._guard(then), pause)
 
     def _progress(self, text: str, share: float | None) -> None:
@@ -341,7 +350,7 @@ class LayerPruner(widgets.VBox):
         notes = {"kept": self.state.range_text, "runs": [spec.key for spec in self.specs if spec is not None]}
         saved = save(self.figure(), name, table=self.table(), folder=folder or self._figures, notes=notes)
         self.panel.say(
-            f"written: {saved.pdf.name}, {saved.png.name}, {saved.json.name} in {_near(saved.pdf.parent)}"
+            f"written: {saved.pdf.name}, {saved.png.name}, {saved.json.name} in {views.near(saved.pdf.parent)}"
         )
         return saved
 
@@ -352,10 +361,7 @@ class LayerPruner(widgets.VBox):
         kept = self.state.kept
         rows = []
         for index, evaluation in enumerate(self.evaluations):
-            score, status = evaluation.known(kept), f"up to date, {evaluation.split} rows"
-            if score is None:
-                score = evaluation.preview(kept) if quick else None
-                status = f"stale: preview on {score.n} rows" if score is not None else "stale: not computed"
+            score, status = evaluation.at_hand(kept, quick=quick)
             retrained, told = self._retrained.get(index, (None, ""))
             rows.append(
                 {
@@ -409,11 +415,3 @@ class LayerPruner(widgets.VBox):
             "export": self.export,
         }
         self._guard(actions[name])
-
-
-def _near(folder: Path) -> str:
-    """A folder from here, where it lies below."""
-    try:
-        return str(folder.resolve().relative_to(Path.cwd().resolve()))
-    except ValueError:
-        return str(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -199,3 +200,11 @@ def progress(text: str, share: float | None) -> str:
     """A bar, without an end where none is known."""
     value = "" if share is None else f' value="{share:.3f}" max="1"'
     return f'<p role="status"><progress{value} aria-label="{escape(text)}"></progress> {escape(text)}</p>'
+
+
+def near(folder: Path) -> str:
+    """A folder from here, where it lies below."""
+    try:
+        return str(folder.resolve().relative_to(Path.cwd().resolve()))
+    except ValueError:
+        return str(folder)

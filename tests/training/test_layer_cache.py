@@ -150,6 +150,28 @@ def test_a_flip_computes_from_the_lowest_changed_layer_on() -> None:
     assert ran == [0, 1, 2]
 
 
+def test_steps_are_one_batch_each_and_leave_room_for_other_questions() -> None:
+    attachment = trained("bert")
+    before = {name: value.clone() for name, value in attachment.state_dict().items()}
+    cache, free = LayerCache(attachment, rows(), batch_size=2), LayerCache(attachment, rows())
+    inputs = rows()
+    steps = cache.steps((0, 2))
+    for _ in range(-(-ROWS // 2)):
+        assert next(steps) is None
+        np.testing.assert_allclose(cache.logits((1,)), free.logits((1,)), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            whole_pass(attachment.model, inputs), free.logits((0, 1, 2)), rtol=0, atol=1e-6
+        )
+    [last] = steps
+    assert last is not None
+    np.testing.assert_allclose(last, free.logits((0, 2)), rtol=0, atol=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in attachment.state_dict().items())
+    abandoned = cache.steps((2,))
+    next(abandoned)
+    del abandoned
+    np.testing.assert_allclose(cache.logits((2,)), free.logits((2,)), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("memory", [0, ROWS * 9 * 16 * 4, 10**6])
 def test_memory_is_bounded_and_answers_do_not_depend_on_it(memory: int) -> None:
     attachment = trained("bert")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -97,8 +98,9 @@ def test_code_gives_the_same_numbers_headless(
 
 
 def test_on_a_loop_a_preview_comes_first_and_the_score_follows_once(
-    pruner: LayerPruner, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pruner = LayerPruner(run, store=tmp_path / "runs", ahead=False)
     monkeypatch.setattr(module, "DELAY", 0.05)
     evaluation, asked = pruner.evaluations[0], []
     score = evaluation.score
@@ -119,8 +121,55 @@ def test_on_a_loop_a_preview_comes_first_and_the_score_follows_once(
         pruner.settle()
         assert shown(pruner)[0][-1] == "up to date, validation rows"
         pruner.apply(Toggle(0))
+        pruner.close()
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_while_nothing_happens_the_next_flips_are_scored_ahead(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    monkeypatch.setattr(module, "DELAY", 0.02)
+
+    async def session() -> None:
+        with LayerPruner(run, store=tmp_path / "runs", ahead=ahead) as pruner:
+            [evaluation] = pruner.evaluations
+            layers = pruner.state.layers
+            everything = pruner.state.kept
+            one_off = [{p for p in everything if p[0] != layer} for layer in layers]
+            for _ in range(200):
+                await asyncio.sleep(0.02)
+                if not ahead or all(evaluation.known(kept) for kept in one_off):
+                    break
+            assert [evaluation.known(kept) is not None for kept in one_off] == [ahead] * len(layers)
+            pruner.apply(Toggle(1))
+            assert shown(pruner)[0][-1].startswith("up to date" if ahead else "stale: preview")
+            fresh = Evaluation.of_run(run)
+            np.testing.assert_allclose(
+                evaluation.logits(one_off[1]), fresh.logits(one_off[1]), rtol=0, atol=1e-6
+            )
+            pruner.close()
+            before = len(evaluation._logits)
+            await asyncio.sleep(0.1)
+            assert len(evaluation._logits) == before, "a closed pruner computes nothing"
+
+    asyncio.run(session())
+
+
+def test_an_error_while_looking_ahead_is_shown(pruner: LayerPruner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such rows")
+
+    async def session() -> None:
+        monkeypatch.setattr(pruner.evaluations[0]._cache, "_pass", fail)
+        pruner.settle()
+        await asyncio.sleep(0.1)
+
+    asyncio.run(session())
+    assert "no such rows" in str(pruner.panel._message.value)
 
 
 def test_a_failing_callback_is_shown_and_raised_and_the_model_is_as_it_was(
