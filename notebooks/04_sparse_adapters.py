@@ -360,7 +360,7 @@ for name, (first, second) in pairs.items():
 
 # %% [markdown]
 # (Intervals of Student's t over pairs of task and seed; the pairs of one task share its test rows, so they are too narrow for a claim about
-# other tasks.) The four other adapters, by SNIP and at random:
+# other tasks.) The four other adapters, by SNIP and at random at two sparsities, by the other scorers at 80 %:
 
 # %%
 family = others["adapter"].str.extract(r"^(\w+)")[0]
@@ -368,6 +368,8 @@ zoo = others.assign(adapter=family)
 zoo = zoo[zoo["sparsity"].isin([0.0, 0.4, 0.8]) & (zoo["control"] == "none") & (zoo["scorer"] != "dense")]
 whole = others[(others["sparsity"] == 0) & (others["control"] == "none")].assign(adapter=family)
 both = pd.concat([zoo, whole])
+for row in results.only(plans[1]).failed().itertuples():
+    print(f"refused, {row.error}: {row.label}")
 both.groupby(["adapter", "scorer", "sparsity"])["score"].agg(["mean", "std", "count"]).round(3)
 
 # %% [markdown]

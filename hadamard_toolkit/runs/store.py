@@ -174,9 +174,8 @@ class RunStore:
     def failed(self) -> pd.DataFrame:
         """Runs that failed and were not done since: key, backbone, task, label, seed, error, message, when."""
         columns = ["key", "backbone", "task", "label", "seed", "error", "message", "when"]
-        records = [
-            json.loads(path.read_text("utf-8")) for path in sorted((self.folder / FAILED).glob("*.json"))
-        ]
+        notes = sorted((self.folder / FAILED).glob("*.json"))
+        records = [json.loads(path.read_text("utf-8")) for path in notes if self._shown(path.stem)]
         flat = [{**record["spec"], **record} for record in records]
         return pd.DataFrame(flat, columns=columns)
 

@@ -318,3 +318,8 @@ def test_a_part_of_a_store_is_a_store(done: RunStore, make_spec: MakeSpec, tmp_p
     plan = tmp_path / "plan.toml"
     plan.write_text('[[grid]]\ntasks = ["sst2"]\nadapters = ["Hadamard"]\nprotocol = "hadamard"\n')
     assert done.only(plan).keys() == []
+    other = replace(make_spec(), seed=99)
+    for spec in (other, replace(make_spec(), seed=98)):
+        done.add_failure(spec, ValueError("no"))
+    assert len(done.failed()) == 2
+    assert part.failed()["key"].tolist() == [other.key]
