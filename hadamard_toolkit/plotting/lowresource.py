@@ -21,8 +21,8 @@ def score_against_rows(table: pd.DataFrame, *, venue: str = "neurips", metric: s
     """Low-resource curves: score against training rows K on a log axis, one panel per task, one line per method.
 
     Table: one row per run: `task`, `method` (at most eight), `rows` (K), `seed`, `score`. Drawn: the mean over seeds
-    and ± one standard deviation, a bar at each K and a band between them; with one seed there is neither, and the note
-    says so. Methods are set a little apart, so that they do not cover each other; the ticks stand at K itself.
+    and ± one standard deviation as a bar at each K; with one seed there is none, and the note says so. Methods are set
+    a little apart, so that they do not cover each other; the ticks stand at K itself.
     """
     require(table, "task", "method", "rows", "seed", "score", numbers=("rows", "score"))
     _check(table)
@@ -66,9 +66,6 @@ def _line(axis: Axes, runs: pd.DataFrame, look: Look, shift: float) -> None:
     at = mean.index.to_numpy(dtype=float) * shift
     if (known := deviation.notna().to_numpy()).any():
         low, high = (mean - deviation).to_numpy(), (mean + deviation).to_numpy()
-        axis.fill_between(
-            at, low, high, where=known.tolist(), color=look.colour, alpha=0.09, linewidth=0, zorder=1
-        )
         axis.vlines(at[known], low[known], high[known], color=look.colour, linewidth=0.8, zorder=2)
     line: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, **EDGED}
     axis.plot(at, mean.to_numpy(), zorder=3, **line)
@@ -78,4 +75,4 @@ def _note(table: pd.DataFrame) -> str:
     count = _seeds(table, "task", "method", "rows")
     if count == "1 seed":
         return "Line: one run per method and K, so no spread."
-    return f"Line: mean, bar and band: ± one standard deviation of {count} per method and K."
+    return f"Line: mean, bar: ± one standard deviation of {count} per method and K."

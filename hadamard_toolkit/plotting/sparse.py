@@ -96,8 +96,10 @@ def density_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
             if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
                 axis.set_ylabel("Kept, %")
         _label_below(panels, "Layer")
-        seeds = masks["seed"].nunique()
-        spread = f"Line: mean, band: least to most of {_plural(seeds, 'seed')}. " if seeds > 1 else ""
+        by_adapter = masks.groupby("adapter", observed=True)["seed"].nunique()
+        seeds, least = by_adapter.max(), by_adapter.min()
+        range_of = _plural(seeds, "seed") if least == seeds else f"{least} to {seeds} seeds"
+        spread = f"Line: mean, band: least to most of {range_of}. " if seeds > 1 else ""
         count = "" if seeds > 1 else " One seed, so no spread." if "seed" in table.columns else ""
         note = (
             f"{spread}Grey line: the share kept of the adapter as a whole, the same for all scorers.{count}"
@@ -208,14 +210,14 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> N
     edge = shares[-1] + DODGE * len(drawn) / 2 + STEP
     slots = _controls(axis, rows, drawn, edge + 2.5 * STEP)
     ticks = [share for share in shares if len(shares) <= 5 or round(share) % 20 == 0]
-    axis.set_xticks(
-        [*ticks, *((first + last) / 2 for first, last, _ in slots)],
-        [*(f"{share:.3g}" for share in ticks), *(f"controls\nat {100 * share:.3g}" for *_, share in slots)],
-    )
+    labels = [f"{share:.3g}" for share in ticks]
     right = edge
     if slots:
+        ticks = [*ticks, (slots[0][0] + slots[-1][1]) / 2]
+        labels.append("controls\nat " + ", ".join(f"{100 * share:.3g}" for *_, share in slots))
         axis.axvline(edge, color=FAINT, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
         right = slots[-1][1] + STEP
+    axis.set_xticks(ticks, labels)
     axis.set_xlim(shares[0] - DODGE * len(drawn) / 2 - STEP, right)
 
 

@@ -112,6 +112,11 @@ def test_controls_are_hollow_and_stand_behind_their_mask_in_its_colour() -> None
     assert places[-1] < axis.get_xlim()[1]
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == ["40", "80", "controls\nat 80"]
+    table = runs()
+    small = table["control"] == "dense"
+    table.loc[small, "sparsity"] = 0.784
+    axis = shown_panels(score_against_sparsity(table))[0]
+    assert axis.get_xticklabels()[-1].get_text() == "controls\nat 78.4, 80", "one label, which cannot overlap"
 
 
 def test_a_scorer_looks_the_same_whichever_others_there_are() -> None:
