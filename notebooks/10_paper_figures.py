@@ -127,6 +127,7 @@ figure
 # %%
 METHODS = {
     ht.HeadOnly(): "HeadOnly",
+    ht.FullFineTuning(): "full fine-tuning",
     ht.UniPELT(gated=None): "UniPELT, no gates",
     ht.UniPELT(): "UniPELT",
     ht.prompt_unipelt(): "PromptTuning + UniPELT",
@@ -139,13 +140,11 @@ few = few.assign(
     method=[METHODS.get(plan[key].adapter) for key in few["key"]],
     head=[plan[key].protocol.head for key in few["key"]],
 )
-few = few[few["task"].eq("sst2") & few["head"].eq("trained") & few["method"].notna()]
+few = few[few["task"].eq("sst2") & few["head"].ne("frozen-random") & few["method"].notna()]
 few = few.sort_values("method", key=lambda column: column.map(list(METHODS.values()).index), kind="stable")
 few = few[["task", "method", "rows", "seed", "score", "n"]]
 figure = ht.plotting.score_against_rows(few, venue=VENUE, metric="Accuracy")
-caption = (
-    "UniPELT and its variants on SST-2 with K training rows, by UniPELT's protocol with a smaller budget"
-)
+caption = "UniPELT, its variants and two controls on SST-2 with K training rows, by UniPELT's protocol with a smaller budget"
 ht.plotting.save(figure, "unipelt_low_resource", table=few, profile="reference", caption=caption)
 figure
 

@@ -100,7 +100,13 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         axis.grid(axis="x")
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         missing = [CELLS[cell] for cell in CELLS if cell not in shown]
-        counts = "; ".join(f"{CELLS[cell]}: {int(_part(known, cell)['pairs'].max())}" for cell in shown)
+        pairs = {
+            cell: sorted({int(count) for count in _part(known, cell)["pairs"] if count}) for cell in shown
+        }
+        counts = "; ".join(
+            f"{CELLS[cell]}: {f'{found[0]} to ' if len(found) > 1 else ''}{found[-1]}"
+            for cell, found in pairs.items()
+        )
         note = f"Mark: mean, line: range over the pairs of masks of one scorer ({counts})."
         note += f" No pairs: {'; '.join(missing)}." if missing else ""
         handles = _handles({CELLS[cell]: drawn[cell] for cell in shown})
