@@ -377,10 +377,7 @@ print(f"from {least:,} ({paid.idxmin()}) to {most:,} ({paid.idxmax()}): a factor
 print(f"{(paid < backbone / 100).sum()} of {len(paid)} rows train less than 1 % of the backbone")
 small = paid[paid < backbone / 1000].index
 best = (
-    by_method["mean"]
-    .drop("HeadOnly")
-    .groupby(lambda method: "under 0.1 %" if method in small else "above")
-    .idxmax()
+    by_method["mean"].drop("HeadOnly").groupby(lambda method: "less" if method in small else "more").idxmax()
 )
-for size in ("under 0.1 %", "above"):
-    print(f"best of those that train {size} of the backbone: {best[size]}, {shown[best[size]]}")
+for size in ("less", "more"):
+    print(f"best of those that train {size} than 0.1 % of the backbone: {best[size]}, {shown[best[size]]}")

@@ -17,7 +17,6 @@
 import os
 import tempfile
 
-import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import ttest_1samp
@@ -26,7 +25,6 @@ from transformers import BertConfig
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.runs.plan import load_plan
-from hadamard_toolkit.training import metrics
 
 profile = os.environ.get("HADAMARD_PROFILE", "smoke")
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -346,19 +344,7 @@ beside = beside[beside["head"] != "frozen-random"]
 print("no runs of:", ", ".join(task for task in order if task not in set(beside["task"])) or "none")
 found = means(beside, "task", "metric", "n", "method").unstack("method")
 found = found.reindex(columns=shown).astype(object).fillna("not run")
-
-
-def largest_class(key: str, metric: str) -> float:
-    """The score of naming the commonest of the test labels every time."""
-    test = results.run(key).predictions["test"]
-    if "logits" not in test:
-        return float("nan")  # answers are spans, there are no classes
-    guess = np.zeros_like(test["logits"])
-    guess[:, np.bincount(test["labels"]).argmax()] = 1
-    return metrics.compute((metric,), guess, test["labels"])[metric]
-
-
-guesses = [largest_class(row.key, row.metric) for row in beside.itertuples()]
+guesses = [ht.studies.constant_score(results.run(key)) for key in beside["key"]]
 by_task = beside.assign(guess=guesses).groupby("task")["guess"].mean().round(3)
 found.insert(0, "largest class", found.index.get_level_values("task").map(by_task))
 print(

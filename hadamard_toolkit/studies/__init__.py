@@ -53,6 +53,7 @@ from hadamard_toolkit.studies.statistics import (
     tost,
 )
 from hadamard_toolkit.studies.tables import (
+    constant_score,
     history_table,
     measured_table,
     score_table,
@@ -69,6 +70,7 @@ __all__ = [
     "cka_summary",
     "cluster_tasks",
     "component_effects",
+    "constant_score",
     "dead_units",
     "density_table",
     "fit_summary",

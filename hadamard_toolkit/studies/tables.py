@@ -10,8 +10,9 @@ import pandas as pd
 
 from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.runs.record import label_of
+from hadamard_toolkit.runs.record import Run, label_of
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.training import metrics
 
 
 def score_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
@@ -23,6 +24,22 @@ def score_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
     runs = runs[runs["headline"] & (runs["split"] == split)].rename(columns={"value": "score"})
     columns = ["key", "task", "method", "label", "seed", "metric", "score", "n", "train_rows", "subset"]
     return runs.sort_values(["task", "method", "seed", "key"])[columns].reset_index(drop=True)
+
+
+def constant_score(run: Run) -> float:
+    """What a run's headline metric gives on its test rows for one answer to all of them: the level of no learning.
+
+    The answer is the commonest of the test labels, or of a regression their mean. NaN where answers are spans.
+    """
+    test = run.predictions["test"]
+    if "logits" not in test:
+        return float("nan")
+    labels, guess = test["labels"], np.zeros_like(test["logits"])
+    if labels.dtype.kind == "f":
+        guess[:] = labels.mean()
+    else:
+        guess[:, np.bincount(labels).argmax()] = 1
+    return metrics.compute((run.headline,), guess, labels)[run.headline]
 
 
 def history_table(store: RunStore) -> pd.DataFrame:

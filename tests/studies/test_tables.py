@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.studies import history_table, measured_table, score_table, sparse_table, vector_table
+from hadamard_toolkit.studies import (
+    constant_score,
+    history_table,
+    measured_table,
+    score_table,
+    sparse_table,
+    vector_table,
+)
 
 
 @pytest.fixture
@@ -51,6 +59,23 @@ def test_tables_of_a_store(store: ht.RunStore) -> None:
     assert weight["coordinate"].tolist() == list(range(16))
     with pytest.raises(DataError, match="site='key'"):
         vector_table(store, site="key")
+
+
+def test_a_constant_answer_scores_what_naming_the_commonest_label_would(store: ht.RunStore) -> None:
+    run = store.run(store.keys()[0])
+    labels = run.predictions["test"]["labels"]
+    assert constant_score(run) == max(np.mean(labels == 0), np.mean(labels == 1))
+    assert constant_score(run) >= 0.5
+
+    test = {"labels": np.array([0, 1, 1, 2]), "logits": np.zeros((4, 3), np.float32)}
+    of_three = replace(run, predictions={"test": test}, headline="macro-f1")
+    assert constant_score(of_three) == pytest.approx(
+        2 / 3 / 3
+    )  # precision 1/2 and recall 1 of one class in three
+    regression = {"labels": np.array([0.5, 2.0], np.float32), "logits": np.ones((2, 1), np.float32)}
+    assert constant_score(replace(run, predictions={"test": regression}, headline="spearman")) == 0
+    spans = {"labels": np.zeros((2, 2)), "f1": np.zeros(2)}
+    assert np.isnan(constant_score(replace(run, predictions={"test": spans}, headline="f1")))
 
 
 def test_an_empty_store_gives_empty_tables(tmp_path: Path) -> None:
