@@ -80,6 +80,10 @@ def test_cells_are_marks_with_their_range_and_empty_ones_are_named() -> None:
     assert "same initialisation, same task" not in legend
     assert len(legend) == 3
     assert "No pairs: same initialisation, same task." in note(figure)
+    assert "other initialisation, other task: 3)" in note(figure)
+    uneven = cells()
+    uneven.loc[uneven["scorer"].eq("snip") & ~uneven["same_init"], "pairs"] = 7
+    assert "other initialisation, same task: 3 to 7; other" in note(overlap_by_cell(uneven))
     with pytest.raises(ArgumentError, match="more than one row per scorer"):
         overlap_by_cell(pd.concat([cells(), cells()]))
     with pytest.raises(ArgumentError, match="no cell with pairs"):

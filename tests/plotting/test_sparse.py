@@ -182,6 +182,9 @@ def test_seeds_are_averaged_and_their_range_is_a_band() -> None:
     band = axis.collections[0].get_paths()[0].vertices
     assert (min(band[:, 1]), max(band[:, 1])) == (pytest.approx(10), pytest.approx(30))
     assert "2 seeds" in texts(figure)
+    second = masks().assign(seed=0, adapter="other")
+    unequal = density_by_layer(pd.concat([masks().assign(seed=0), other.assign(seed=1), second]))
+    assert "1 to 2 seeds" in texts(unequal)
     assert "One seed" in texts(density_by_layer(masks().assign(seed=0)))
 
 
