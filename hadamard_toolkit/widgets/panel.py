@@ -143,7 +143,7 @@ class Panel:
         for place in places:
             switch = None
             if len(places) > 1:
-                switch = self._switch(place, f"{place[1]} of layer {layer}", "130px")
+                switch = self._switch(place, f"{place[1]} of layer {layer}", "150px")
             bars = widgets.HTML(layout={"width": "200px", "margin": "0 0 0 8px"})
             sites[place] = switch, bars
             # side by side however narrow the page is: bars belong to the switch before them

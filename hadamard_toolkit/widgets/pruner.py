@@ -375,7 +375,7 @@ class LayerPruner(widgets.VBox):
         self.panel.show_numbers(views.numbers(rows, self.state.range_text))
         first = self.evaluations[0]
         self.panel.show_costs(views.costs(first.cost(kept), first.cost(self.state.places)))
-        if not quick:
+        if not quick or all(e.known(kept) is not None for e in self.evaluations):
             tables = {e.name: e.flipped(kept) for e in self.evaluations}
             totals = {
                 e.name: None if e.task.kind == "regression" else e.score(kept).changed

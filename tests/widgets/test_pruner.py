@@ -145,6 +145,10 @@ def test_while_nothing_happens_the_next_flips_are_scored_ahead(
             assert [evaluation.known(kept) is not None for kept in one_off] == [ahead] * len(layers)
             pruner.apply(Toggle(1))
             assert shown(pruner)[0][-1].startswith("up to date" if ahead else "stale: preview")
+            if ahead:  # the examples are those of the same state, not of the one before
+                flipped = evaluation.score(one_off[1]).changed
+                assert flipped
+                assert f"{flipped} prediction" in pruner.panel._flips.value
             fresh = Evaluation.of_run(run)
             np.testing.assert_allclose(
                 evaluation.logits(one_off[1]), fresh.logits(one_off[1]), rtol=0, atol=1e-6
