@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 6  # up to here every subset is scored: 2 ** 6 = 64
 TEST_ROWS = 400  # of the run's test rows, drawn once for all runs of a task
-RANDOM_SUBSETS = 32  # of each of two sizes, where not every subset is scored
+RANDOM_SUBSETS = 20  # of each of two sizes, where not every subset is scored
 TAYLOR_ROWS = 128
 Kept = tuple[int, ...]
 
@@ -36,7 +36,7 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
 
     A removed layer has the backbone's values: W = 1, b = 0 and its trained norm as it was before. Up to 6 layers every
     subset is scored. Beyond, these are: all but one, first-k and last-k, the path of greedy backward elimination (its
-    candidates on held-out rows only), and 32 random subsets of half and of two thirds of the layers, the same for all
+    candidates on held-out rows only), and 20 random subsets of half and of two thirds of the layers, the same for all
     runs. At most 400 test rows are scored, the same for all runs of a task. In float32, whatever the run trained in.
 
     One row per subset and split: `kept` ("0,1,5"), `split` ("validation" or "test"), `score` (the task's metric),

@@ -7,8 +7,9 @@ switched, evaluation starts at layer i from remembered hidden states: `LayerCach
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import Place, check_places, only, parts_of
-from hadamard_toolkit.errors import DataError, UnsupportedError, check_range
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
 
 Batch = dict[str, Tensor]
 GIB = 2**30
+BEGUN = 8  # passes that are kept half way
 TOLERANCE = 1e-6  # between resuming and computing all of it, relative to the largest logit
 
 
@@ -32,70 +34,97 @@ class LayerCache:
     inputs: what the model reads, `{"input_ids": [rows, length], "attention_mask": …}`. Rows are put into batches of
         like length, and padding behind the longest row of a batch is cut off.
     memory: bytes of hidden states that are kept, the least recently used ones go first. Too little only costs time.
+        The few passes that were begun and left hold theirs besides.
+    first: rows that are computed before the others, so that `logits(kept, first=True)` tells early how these fare.
 
     `logits(kept)` equals a pass over the model with all other parts taken off, to 1e-6. The weights of the attachment
     must not change meanwhile; after they did, call `clear()`. The model is left as it was found, also on error. What
     reads padding (UniPELT's gates as first published) depends on the batches here as in every evaluation.
 
     Attributes: `places` (the layers and sites that carry something), `resumes` (None before the first call; False where
-    the layers of this architecture cannot be entered half way, which is found out by comparing logits: every call then
-    computes all of it).
+    the layers of this architecture cannot be entered half way: every call then computes all of it), `narrows` (whether
+    the head reads the first token alone, so that the last layer's feed-forward block is spared the others). Both are
+    found out by comparing logits.
     """
 
     def __init__(
-        self, attachment: Attachment, inputs: Mapping[str, Tensor], *, batch_size: int = 64, memory: int = GIB
+        self,
+        attachment: Attachment,
+        inputs: Mapping[str, Tensor],
+        *,
+        batch_size: int = 64,
+        memory: int = GIB,
+        first: Sequence[int] = (),
     ) -> None:
         check_range("batch_size", batch_size, least=1)
         check_range("memory", memory, least=0)
         self.attachment, self.memory = attachment, memory
         self.places: tuple[Place, ...] = tuple(parts_of(attachment))
         self._layers = [attachment.sites.layer(index)[1] for index in range(len(attachment.sites))]
-        self._order, self._batches = _batches(inputs, batch_size)
+        self._first = np.asarray(first, dtype=int)
+        self._order, self._batches, self._early = _batches(inputs, batch_size, self._first)
         # (layer, what is at work below it) -> what that layer reads, batch by batch
         self._states: OrderedDict[tuple[int, frozenset[Place]], list[Tensor]] = OrderedDict()
         self._widths: dict[int, int] = {}  # layer -> length of the tuple that it returns; absent: a tensor
+        self._begun: OrderedDict[frozenset[Place], _Pass] = OrderedDict()
         self.resumes: bool | None = None
+        self.narrows = False
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def logits(self, kept: Collection[int | Place]) -> np.ndarray:
+    def logits(self, kept: Collection[int | Place], *, first: bool = False) -> np.ndarray:
         """Logits [rows, outputs] (float32) with the adapter at work in `kept` alone: layers, or `(layer, site)` pairs.
 
+        With `first` only those of the rows named so, in their order; what was computed for them is not done again.
         Raises `ArgumentError` for a layer or site that there is not, `UnsupportedError` for a model without logits
         per row.
         """
-        *_, found = self.steps(kept)
-        assert found is not None
-        return found
+        chosen = check_places(self.attachment, kept)
+        for found in self.steps(kept):
+            if found is not None:
+                return found[self._first] if first else found
+            if first and len(answers := self._begun[chosen].answers) >= self._early:
+                stands = np.argsort(self._order)[self._first]
+                return np.asarray(torch.cat(answers[: self._early]).float().cpu().numpy()[stands])
+        raise AssertionError("steps end with logits")
 
     def steps(self, kept: Collection[int | Place]) -> Iterator[np.ndarray | None]:
         """The same, a batch at a time: None after each batch, in the end what `logits` returns.
 
-        Between two steps the model is as it was found, and other questions may be asked.
+        Between two steps the model is as it was found, and other questions may be asked. What was begun and left is
+        gone on with when it is asked for again.
         """
         chosen = check_places(self.attachment, kept)
-        start, states = self._deepest(chosen)
-        answers: list[Tensor] = []
-        seen: list[dict[int, Tensor]] = []
-        for number, batch in enumerate(self._batches):
+        if self.resumes is None:
+            self._try_shortcuts()
+        if chosen not in self._begun:
+            self._begun[chosen] = _Pass(*self._deepest(chosen))
+        self._begun.move_to_end(chosen)
+        while len(self._begun) > BEGUN:
+            self._begun.popitem(last=False)
+        work = self._begun[chosen]
+        while (number := len(work.answers)) < len(self._batches):
             with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
-                if self.resumes is None:
-                    self.resumes = self._try_resuming()
-                answer, read = self._pass(batch, start, states[number] if states else None)
-            answers.append(answer)
-            seen.append(read if self.resumes else {})
+                state = work.states[number] if work.states else None
+                answer, read = self._pass(self._batches[number], work.start, state)
+            work.answers.append(answer)
+            work.read.append(read if self.resumes else {})
             yield None
-        for layer in seen[0]:
-            self._remember((layer, _below(chosen, layer)), [read[layer] for read in seen])
-        found = torch.cat(answers).float().cpu().numpy()
+        if self._begun.get(chosen) is work:  # neither cleared meanwhile nor finished by another question
+            del self._begun[chosen]
+            for layer in work.read[0]:
+                self._remember((layer, _below(chosen, layer)), [read[layer] for read in work.read])
+        found = torch.cat(work.answers).float().cpu().numpy()
         result = np.empty_like(found)
         result[self._order] = found
         yield result
 
     def clear(self) -> None:
-        """Forget all hidden states."""
+        """Forget all hidden states, and what was found out about the head."""
         self._states.clear()
+        self._begun.clear()
+        self.resumes, self.narrows = None, False
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -128,6 +157,9 @@ class LayerCache:
                         _hook(layer.register_forward_pre_hook, _note(read, index), with_kwargs=True)
                     )
                 stack.enter_context(_hook(layer.register_forward_hook, self._note_form(index)))
+            if self.narrows:
+                norm = self.attachment.sites(len(self._layers) - 1, "attention_norm").module
+                stack.enter_context(_hook(norm.register_forward_pre_hook, _first_token))
             output = self.attachment.model(**{name: value.to(device) for name, value in batch.items()})
         answer = getattr(output, "logits", None)
         if answer is None or answer.ndim != 2:
@@ -149,23 +181,38 @@ class LayerCache:
 
         return note
 
-    def _try_resuming(self) -> bool:
-        """Whether the shortest rows give the same logits from every layer on as from the first."""
+    def _try_shortcuts(self) -> None:
+        """Set `resumes` and `narrows` by what they do to the logits of the shortest rows, all parts being at work."""
+        self.resumes = self.narrows = False
         if self.attachment.model.config.is_encoder_decoder:
-            return False  # two stacks of layers, and the second reads the first one's end in every layer
-        batch = self._batches[0]
-        whole, read = self._pass(batch, 0, None)
-        if set(read) != set(range(1, len(self._layers))):
-            return False
-        allowed = TOLERANCE * max(1.0, float(whole.abs().max()))
-        for layer, state in read.items():
-            try:
-                resumed, _ = self._pass(batch, layer, state)
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-                return False  # later layers want more of the earlier ones than their hidden states
-            if not float((resumed - whole).abs().max()) <= allowed:
-                return False
-        return True
+            return  # two stacks of layers, and the second reads the first one's end in every layer
+        batch = min(self._batches, key=lambda batch: sum(value.numel() for value in batch.values()))
+        with _as_found(self.attachment.model), torch.inference_mode():
+            whole, read = self._pass(batch, 0, None)
+
+            def same(start: int) -> bool:
+                try:
+                    answer, _ = self._pass(batch, start, read.get(start))
+                except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                    return False  # later layers want more of the earlier ones than their hidden states
+                allowed = TOLERANCE * max(1.0, float(whole.abs().max()))
+                return answer.shape == whole.shape and float((answer - whole).abs().max()) <= allowed
+
+            later = range(1, len(self._layers))
+            self.resumes = set(read) == set(later) and all(map(same, later))
+            if self.attachment.sites.post_norm(len(self._layers) - 1) and batch["input_ids"].shape[1] > 1:
+                self.narrows = True
+                self.narrows = same(0)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass over all batches from layer `start` on, which reads `states`; as far as it has come."""
+
+    start: int
+    states: list[Tensor] | None
+    answers: list[Tensor] = field(default_factory=list)
+    read: list[dict[int, Tensor]] = field(default_factory=list)
 
 
 def _below(chosen: frozenset[Place], layer: int) -> frozenset[Place]:
@@ -176,8 +223,13 @@ def _size(states: list[Tensor]) -> int:
     return sum(state.numel() * state.element_size() for state in states)
 
 
-def _batches(inputs: Mapping[str, Tensor], batch_size: int) -> tuple[np.ndarray, list[Batch]]:
-    """The order of rows by length, and the inputs in that order, cut into batches."""
+def _batches(
+    inputs: Mapping[str, Tensor], batch_size: int, first: np.ndarray
+) -> tuple[np.ndarray, list[Batch], int]:
+    """The order of rows by length, those of `first` before all others, and the inputs in that order, cut into batches.
+
+    Also how many of the batches hold the rows of `first`.
+    """
     sizes = {name: len(value) for name, value in inputs.items()}
     if not sizes or min(sizes.values()) < 1 or len(set(sizes.values())) > 1:
         raise DataError(
@@ -185,15 +237,22 @@ def _batches(inputs: Mapping[str, Tensor], batch_size: int) -> tuple[np.ndarray,
         )
     rows = next(iter(sizes.values()))
     mask = inputs.get("attention_mask")
-    if mask is None:
-        order, ends = np.arange(rows), None
-    else:
+    ends = None
+    if mask is not None:
         # where the last token of a row stands: padding may be on either side, and only that on the right is cut off
         ends = (mask != 0).long().mul(torch.arange(1, mask.shape[1] + 1)).amax(1)
-        order = np.argsort(ends.numpy(), kind="stable")
+    if len(np.intersect1d(first, np.arange(rows))) < len(first):
+        raise ArgumentError(
+            f"first={first.tolist()} is not allowed; name rows from 0 to {rows - 1}, none of them twice"
+        )
+    later = np.setdiff1d(np.arange(rows), first)
+    parts = [
+        part if ends is None else part[np.argsort(ends[part].numpy(), kind="stable")]
+        for part in (first, later)
+    ]
+    cut = [[part[at : at + batch_size] for at in range(0, len(part), batch_size)] for part in parts]
     batches = []
-    for start in range(0, rows, batch_size):
-        chosen = torch.from_numpy(order[start : start + batch_size])
+    for chosen in map(torch.from_numpy, [*cut[0], *cut[1]]):
         batch = {name: value[chosen] for name, value in inputs.items()}
         if ends is not None and mask is not None:
             end = max(1, int(ends[chosen].max()))
@@ -202,7 +261,7 @@ def _batches(inputs: Mapping[str, Tensor], batch_size: int) -> tuple[np.ndarray,
                 for name, value in batch.items()
             }
         batches.append(batch)
-    return order, batches
+    return np.concatenate(parts), batches, len(cut[0])
 
 
 @contextmanager
@@ -244,3 +303,8 @@ def _note(read: dict[int, Tensor], index: int) -> Callable[..., None]:
         read[index] = args[0] if args else options["hidden_states"]
 
     return note
+
+
+def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Only the first token of what a norm reads, [batch, length, hidden]."""
+    return (args[0][:, :1], *args[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -101,11 +102,8 @@ class Evaluation:
         self.labels = examples.labels
         padded = Padding(tokenizer)(examples.__getitems__(range(len(examples))))
         inputs = scoring.inputs_of(padded)
-        self._cache = LayerCache(attachment, inputs, batch_size=batch_size)
         self._quick = _evenly(len(self.labels), preview)
-        self._quick_cache = LayerCache(
-            attachment, {key: value[self._quick] for key, value in inputs.items()}, batch_size=batch_size
-        )
+        self._cache = LayerCache(attachment, inputs, batch_size=batch_size, first=self._quick)
         self.places: tuple[Place, ...] = self._cache.places
         if not self.places:
             raise ArgumentError(
@@ -161,11 +159,18 @@ class Evaluation:
         self.score(places)
 
     def flips(self, kept: Collection[int | Place]) -> Iterator[None]:
-        """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest."""
+        """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest.
+
+        Then of those two flips away whose second flip would still be slow: both in the lowest third of the layers.
+        """
         places = check_places(self.attachment, kept)
-        for layer in sorted({layer for layer, _ in self.places}):
-            whole = {place for place in self.places if place[0] == layer}
-            yield from self.steps(places - whole if places & whole else places | whole)
+        layers = sorted({layer for layer, _ in self.places})
+        for flipped in [*combinations(layers, 1), *combinations(layers[: -(-len(layers) // 3)], 2)]:
+            state = places
+            for layer in flipped:
+                whole = {place for place in self.places if place[0] == layer}
+                state = state - whole if state & whole else state | whole
+            yield from self.steps(state)
 
     def known(self, kept: Collection[int | Place]) -> Score | None:
         """What `score` would say, if it was asked before."""
@@ -193,10 +198,11 @@ class Evaluation:
         return self._scores[quick, places]
 
     def _answers(self, places: frozenset[Place], quick: bool) -> np.ndarray:
-        key = (quick, places)
-        if key not in self._logits:
-            self._logits[key] = (self._quick_cache if quick else self._cache).logits(places)
-        return self._logits[key]
+        if (whole := self._logits.get((False, places))) is not None:
+            return whole[self._quick] if quick else whole
+        if (quick, places) not in self._logits:
+            self._logits[quick, places] = self._cache.logits(places, first=quick)
+        return self._logits[quick, places]
 
     # examples --------------------------------------------------------------------------------------------------
 

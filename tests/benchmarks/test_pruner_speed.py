@@ -2,7 +2,7 @@
 
 `python -m pytest -m benchmark tests/benchmarks/test_pruner_speed.py -s` prints medians and spread. Each layer is
 switched off once from everything kept, with the hidden states that such a session has: those of the unpruned model;
-then once more after a rest in which the pruner looked ahead.
+then after a rest, in which the pruner looked ahead; then, straight after such a flip, each pair of layers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, combinations
 
 import pytest
 import torch
@@ -37,6 +37,12 @@ def cpu_share(work: Callable[..., object], *given: object) -> float:
     begun = time.process_time()
     work(*given)
     return (time.process_time() - begun) / torch.get_num_threads()
+
+
+def two_flips(evaluation: Evaluation, everything: set[int], pair: tuple[int, int]) -> tuple[float, float]:
+    """Seconds of the preview and the score with both layers of `pair` off, one of them being off already."""
+    kept = everything - set(pair)
+    return seconds(evaluation.preview, kept), seconds(evaluation.score, kept)
 
 
 def told(name: str, times: list[float]) -> str:
@@ -77,6 +83,7 @@ def test_a_flip_on_minilm() -> None:
     evaluation.score(everything)
     rest = seconds(lambda: list(evaluation.flips(everything)))
     looked_up = [seconds(evaluation.score, everything - {layer}) for layer in sorted(everything)]
+    second = {pair: two_flips(evaluation, everything, pair) for pair in combinations(sorted(everything), 2)}
     load = f"load {os.getloadavg()[0]:.1f}"
     tokens = sum(int(batch["attention_mask"].sum()) for batch in evaluation._cache._batches)
     print(
@@ -87,9 +94,16 @@ def test_a_flip_on_minilm() -> None:
     for layer in sorted(everything):
         print(told(f"  layer {layer}", scores[layer]))
     print(told("score after a rest (computed ahead)", looked_up) + f"; such a rest is {rest:.1f} s")
+    print(told("a second flip at once, preview", [preview for preview, _ in second.values()]))
+    print(told("a second flip at once, score", [score for _, score in second.values()]))
+    for layer in sorted(everything)[1:]:
+        print(
+            told(f"  layer {layer} and one below", [s for (_, top), (_, s) in second.items() if top == layer])
+        )
     print(told("score, any layer, CPU time per thread", cpu))
     print(told("opening (all layers, first pass)", whole))
     print(told("a score without the cache", without_cache))
     assert statistics.median(all_previews) <= PREVIEW_LIMIT
     assert statistics.median(all_scores) <= SCORE_LIMIT
     assert max(looked_up) <= SCORE_LIMIT
+    assert statistics.median(score for _, score in second.values()) <= SCORE_LIMIT

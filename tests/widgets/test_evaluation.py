@@ -68,6 +68,26 @@ def test_the_same_state_has_the_same_score(evaluation: Evaluation) -> None:
     assert evaluation.preview((0, 2)).n == 8
 
 
+def test_flips_scores_what_is_one_flip_away_then_pairs_of_low_layers() -> None:
+    attachment = ht.attach(tiny_bert(num_hidden_layers=6).eval(), ht.Hadamard())
+    shake(attachment, scale=0.5)
+    fresh = Evaluation(attachment, tiny_task(), tiny_tokenizer(), rows=30, preview=8)
+    kept = {0, 1, 2, 3, 4}
+    for _ in fresh.flips(kept):
+        pass
+    everything = {0, 1, 2, 3, 4, 5}
+    known = {
+        layers
+        for size in range(7)
+        for layers in itertools.combinations(range(6), size)
+        if fresh.known(layers) is not None
+    }
+    assert known == {
+        *(tuple(sorted(kept ^ {layer})) for layer in everything),
+        (2, 3, 4),  # the two lowest off
+    }
+
+
 def test_flipped_examples(evaluation: Evaluation) -> None:
     kept = next(kept for kept in ((), (0,), (1,), (2,)) if evaluation.score(kept).changed > 2)
     table = evaluation.flipped(kept, most=2)
