@@ -54,7 +54,7 @@ class LayerCache:
         *,
         batch_size: int = 64,
         memory: int = GIB,
-        first: Sequence[int] = (),
+        first: Sequence[int] | np.ndarray = (),
     ) -> None:
         check_range("batch_size", batch_size, least=1)
         check_range("memory", memory, least=0)
@@ -290,7 +290,7 @@ def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
 
 
 @contextmanager
-def _hook(register: Callable[..., Any], hook: Callable[..., None], **options: Any) -> Iterator[None]:
+def _hook(register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> Iterator[None]:
     handle = register(hook, **options)
     try:
         yield
