@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
-from hadamard_toolkit.studies.layers import taylor_scores, write_kept
+from hadamard_toolkit.studies.layers import layer_importance, taylor_scores, write_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,9 +35,10 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
     """The score of a stored Hadamard run with only some layers kept, on held-out and test rows; nothing is retrained.
 
     A removed layer has the backbone's values: W = 1, b = 0 and its trained norm as it was before. Up to 6 layers every
-    subset is scored. Beyond, these are: all but one, first-k and last-k, the path of greedy backward elimination (its
-    candidates on held-out rows only), and 20 random subsets of half and of two thirds of the layers, the same for all
-    runs. At most 400 test rows are scored, the same for all runs of a task. In float32, whatever the run trained in.
+    subset is scored. Beyond, these are: all but one, first-k and last-k, the layers that moved most
+    (`studies.layer_importance`), the path of greedy backward elimination (its candidates on held-out rows only), and 20
+    random subsets of half and of two thirds of the layers, the same for all runs. At most 400 test rows are scored, the
+    same for all runs of a task. In float32, whatever the run trained in.
 
     One row per subset and split: `kept` ("0,1,5"), `split` ("validation" or "test"), `score` (the task's metric),
     `loss`, `n` (rows), `drawn` ("all", "random" or "rule"), `changed` (predictions that differ from those with all
@@ -65,7 +66,8 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
     if len(layers) <= MOST_LAYERS:
         chosen = dict.fromkeys(_subsets(layers), "all")
     else:
-        chosen = dict.fromkeys((*_by_position(layers), *_greedy(layers, score)), "rule")
+        rules = (*_by_position(layers), *_by_norm(attachment, layers), *_greedy(layers, score))
+        chosen = dict.fromkeys(rules, "rule")
         chosen |= dict.fromkeys(_random_subsets(layers), "random")
     for kept in sorted(chosen, key=lambda kept: [layer in kept for layer in layers], reverse=True):
         for name in splits:
@@ -194,6 +196,24 @@ def _by_position(layers: Sequence[int]) -> list[Kept]:
     without_one = [tuple(kept for kept in layers if kept != layer) for layer in layers]
     ends = [part for k in range(len(layers)) for part in (everything[:k], everything[k:])]
     return list(dict.fromkeys([everything, *without_one, *ends]))
+
+
+def _by_norm(attachment: Attachment, layers: Sequence[int]) -> list[Kept]:
+    """The k layers whose W and b moved most, for every k."""
+    state = {
+        name: value.float().cpu().numpy()
+        for name, value in attachment.state_dict().items()
+        if name.startswith("adapter.")
+    }
+    vectors = {
+        vector: np.stack([value for name, value in state.items() if name.endswith(f".{vector}")])
+        for vector in ("weight", "bias")
+        if any(name.endswith(f".{vector}") for name in state)
+    }
+    norms = layer_importance(vectors)
+    told = norms[norms["vector"] == ("both" if len(vectors) == 2 else next(iter(vectors)))]
+    order = [layers[place] for place in told.sort_values("l2", kind="stable")["layer"]]
+    return [tuple(sorted(order[gone:])) for gone in range(len(order))]
 
 
 def _greedy(layers: Sequence[int], score: Any) -> list[Kept]:

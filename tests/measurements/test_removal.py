@@ -15,13 +15,9 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError, UnsupportedError
 from hadamard_toolkit.measurements import removal as module
 from hadamard_toolkit.measurements.removal import removal, taylor
-from hadamard_toolkit.studies.layers import (
-    read_correct,
-    read_kept,
-    removal_paths,
-)
+from hadamard_toolkit.studies.layers import layer_importance, read_correct, read_kept, removal_paths
 from hadamard_toolkit.studies.pruning import smallest_set
-from hadamard_toolkit.studies.tables import measured_table
+from hadamard_toolkit.studies.tables import measured_table, vector_table
 from hadamard_toolkit.training.batching import Padding, tokenise
 from tests.runs.conftest import PROTOCOL, backbone_folder, data_root, make_spec
 
@@ -104,11 +100,12 @@ def test_deeper_models_get_rules_and_shared_random_subsets(
     assert {"0,1,2", "0,1", "0,2", "1,2", "0", "2", ""} <= set(test.index)
     random = test[test["drawn"] == "random"].index
     assert sorted(len(read_kept(kept)) for kept in random) == [1, 1, 2, 2]
-    one_run = table.assign(key="k", task="t", seed=0)
-    path = removal_paths(one_run)
-    assert set(path.loc[path["rule"] == "greedy", "kept"]) <= set(test.index), (
-        "what is chosen is scored on test rows"
-    )
+    one_run = table.assign(key=run.key, task="t", seed=0)
+    norms = layer_importance(vector_table(store))
+    norms = norms[(norms["vector"] == "both") & (norms["key"] == run.key)].assign(value=lambda t: t["l2"])
+    path = removal_paths(one_run, norms[["key", "layer", "value"]])
+    assert set(path["rule"]) == {"greedy", "norm", "first", "last"}
+    assert set(path["kept"]) <= set(test.index), "what is chosen is scored on test rows"
 
 
 def test_random_subsets_of_twelve_layers_are_the_same_for_every_run() -> None:
