@@ -36,8 +36,8 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
 
     A removed layer has the backbone's values: W = 1, b = 0 and its trained norm as it was before. Up to 6 layers every
     subset is scored. Beyond, these are: all but one, first-k and last-k, the layers that moved most
-    (`studies.layer_importance`), the path of greedy backward elimination (its candidates on held-out rows only), and 20
-    random subsets of half and of two thirds of the layers, the same for all runs. At most 400 test rows are scored, the
+    (`studies.layer_importance`), the path of greedy backward elimination, and 20 random subsets of half and of two
+    thirds of the layers, the same for all runs; on held-out rows only the candidates of the greedy path. At most 400 test rows are scored, the
     same for all runs of a task. In float32, whatever the run trained in.
 
     One row per subset and split: `kept` ("0,1,5"), `split` ("validation" or "test"), `score` (the task's metric),
@@ -63,7 +63,7 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
             }
         return rows[name, kept]
 
-    if len(layers) <= MOST_LAYERS:
+    if every_subset := len(layers) <= MOST_LAYERS:
         chosen = dict.fromkeys(_subsets(layers), "all")
     else:
         rules = (*_by_position(layers), *_by_norm(attachment, layers), *_greedy(layers, score))
@@ -71,7 +71,8 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
         chosen |= dict.fromkeys(_random_subsets(layers), "random")
     for kept in sorted(chosen, key=lambda kept: [layer in kept for layer in layers], reverse=True):
         for name in splits:
-            score(name, kept, chosen[kept])["drawn"] = chosen[kept]
+            if every_subset or name == "test" or kept == everything:
+                score(name, kept, chosen[kept])["drawn"] = chosen[kept]
     columns = ["kept", "split", "score", "loss", "n", "drawn", "changed", "correct"]
     return pd.DataFrame(rows.values(), columns=columns)
 
