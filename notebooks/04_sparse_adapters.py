@@ -360,17 +360,38 @@ for name, (first, second) in pairs.items():
 
 # %% [markdown]
 # (Intervals of Student's t over pairs of task and seed; the pairs of one task share its test rows, so they are too narrow for a claim about
-# other tasks.) The four other adapters, by SNIP and at random at two sparsities, by the other scorers at 80 %:
+# other tasks.) The four other adapters by all six scorers, on the same rows:
 
 # %%
 family = others["adapter"].str.extract(r"^(\w+)")[0]
-zoo = others.assign(adapter=family)
-zoo = zoo[zoo["sparsity"].isin([0.0, 0.4, 0.8]) & (zoo["control"] == "none") & (zoo["scorer"] != "dense")]
-whole = others[(others["sparsity"] == 0) & (others["control"] == "none")].assign(adapter=family)
-both = pd.concat([zoo, whole])
+bottleneck = others["adapter"].str.extract(r"bottleneck=(\d+)")[0]
+# Houlsby adapters of other widths belong to Large-Sparse below
+zoo = others.assign(adapter=family)[(family != "Houlsby") | (bottleneck == "32")]
+zoo = zoo[zoo["sparsity"].isin([0.0, 0.4, 0.6, 0.8, 0.9]) & (zoo["control"] == "none")]
+figure = ht.plotting.score_against_sparsity(zoo, metric="Accuracy")
+figure
+
+# %% tags=["nbval-check-output"]
 for row in results.only(plans[1]).failed().itertuples():
-    print(f"refused, {row.error}: {row.label}")
-both.groupby(["adapter", "scorer", "sparsity"])["score"].agg(["mean", "std", "count"]).round(3)
+    print(f"refused, {row.error}: {row.label}, seed {row.seed}")
+unpruned = zoo[zoo["sparsity"] == 0].set_index(["adapter", "seed"])["score"]
+cost = zoo[zoo["sparsity"] > 0].join(unpruned.rename("unpruned"), on=["adapter", "seed"])
+cost["cost"] = 100 * (cost["score"] - cost["unpruned"])
+by_share = cost.groupby(["adapter", "scorer", "sparsity"])["cost"]
+print("points gained (+) or lost (-) against the same adapter unpruned, mean over seeds")
+print(by_share.mean().unstack("sparsity").round(1).to_string())
+print("runs: " + ", ".join(f"{name} {count}" for name, count in cost["adapter"].value_counts().items()))
+
+# %% [markdown]
+# Does the choice of the weights matter beyond Pfeiffer? Scorer minus `random` at the same share, adapter and seed:
+
+# %% tags=["nbval-check-output"]
+against = cost.pivot_table(index=["adapter", "sparsity", "seed"], columns="scorer", values="score")
+for scorer in ("snip", "grasp", "magnitude", "synflow", "erdos-renyi"):
+    gap = 100 * (against[scorer] - against["random"]).dropna()
+    means = gap.groupby("adapter").mean()
+    signs = ", ".join(f"{name} {value:+.1f}" for name, value in means.items())
+    print(f"{scorer:<12} {gap.mean():+5.1f} points over {len(gap):>2} pairs of runs; by adapter: {signs}")
 
 # %% [markdown]
 # ## Large-Sparse at equal budget

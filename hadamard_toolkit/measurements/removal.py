@@ -37,8 +37,8 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
     A removed layer has the backbone's values: W = 1, b = 0 and its trained norm as it was before. Up to 6 layers every
     subset is scored. Beyond, these are: all but one, first-k and last-k, the layers that moved most
     (`studies.layer_importance`), the path of greedy backward elimination, and 20 random subsets of half and of two
-    thirds of the layers, the same for all runs; on held-out rows only the candidates of the greedy path. At most 400 test rows are scored, the
-    same for all runs of a task. In float32, whatever the run trained in.
+    thirds of the layers, the same for all runs; on held-out rows only the candidates of the greedy path. At most 400
+    test rows are scored, the same for all runs of a task. In float32, whatever the run trained in.
 
     One row per subset and split: `kept` ("0,1,5"), `split` ("validation" or "test"), `score` (the task's metric),
     `loss`, `n` (rows), `drawn` ("all", "random" or "rule"), `changed` (predictions that differ from those with all

@@ -58,7 +58,7 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
             axis.grid(axis="y")
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             _across(axis, rows, drawn)
-        _label_below(panels, "Sparsity, % removed")
+        _label_below(panels, "Removed, %")
         frame(figure, height, handles=_score_legend(runs, drawn), note=_score_note(runs))
     return figure
 
@@ -119,7 +119,9 @@ def _checked_runs(table: pd.DataFrame) -> pd.DataFrame:
         check_choice("table['control']", control, (NO_CONTROL, *CONTROL_MARKERS))
     panel = runs["task"].astype(str)
     if "adapter" in runs.columns and runs["adapter"].nunique() > 1:
-        panel = runs["adapter"].astype(str) + ", " + panel
+        # one task for all adapters is told in the note: titles of four panels are short
+        adapter = runs["adapter"].astype(str)
+        panel = adapter if runs["task"].nunique() == 1 else adapter + ", " + panel
     # a run without pruning is the same run under every scorer, and so is the small dense adapter
     same = (runs["sparsity"] == 0) | (runs["control"] == "dense")
     runs = runs.assign(panel=panel, scorer=runs["scorer"].mask(same, "dense"))
@@ -238,6 +240,9 @@ def _score_note(runs: pd.DataFrame) -> str:
     said = f"Mean ± one standard deviation over seeds, {count}." if most > 1 else "One seed, so no spread."
     if (runs["control"] != NO_CONTROL).any():
         said += " Hollow: controls, in the colour of the scorer whose masks (filled) they vary."
+    tasks = runs["task"].unique()
+    if len(tasks) == 1 and tasks[0] not in set(runs["panel"]):
+        said = f"Task: {tasks[0]}. {said}"
     return f"{said} Marks of one sparsity are set side by side."
 
 

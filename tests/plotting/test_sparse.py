@@ -141,8 +141,12 @@ def test_one_seed_claims_no_spread_and_unequal_numbers_are_stated() -> None:
 
 def test_adapters_have_their_own_panels_and_controls_may_be_absent() -> None:
     table = pd.concat([runs(1).assign(adapter=name) for name in ("LoRA", "MAM")])
+    figure = score_against_sparsity(table)
+    assert [axis.get_title(loc="left") for axis in shown_panels(figure)] == ["LoRA", "MAM"]
+    assert "Task: task 0." in texts(figure)
+    table = pd.concat([runs(2).assign(adapter=name) for name in ("LoRA", "MAM")])
     titles = [axis.get_title(loc="left") for axis in shown_panels(score_against_sparsity(table))]
-    assert titles == ["LoRA, task 0", "MAM, task 0"]
+    assert titles == ["LoRA, task 0", "LoRA, task 1", "MAM, task 0", "MAM, task 1"]
     plain = runs().query("control == 'none'").drop(columns="control")
     assert legend(score_against_sparsity(plain)) == ["snip", "random", "unpruned"]
 
