@@ -161,6 +161,50 @@ caption = "Score against the share removed, with controls"
 ht.plotting.save(figure, "sparse_score_against_sparsity", table=sparse, profile="reference", caption=caption)
 figure
 
+# %%
+others = short(ht.studies.sparse_table(store.only(f"{PLANS}/sparse_others.toml"))).drop(columns="key")
+kinds = others["adapter"].str.extract(r"^(\w+)(?:\(bottleneck=(\d+))?")
+# Houlsby adapters of other widths belong to Large-Sparse
+chosen = ((kinds[0] != "Houlsby") | (kinds[1] == "32")) & others["control"].eq("none")
+others = others.assign(adapter=kinds[0])[chosen]
+figure = ht.plotting.score_against_sparsity(others, venue=VENUE, metric="Accuracy")
+caption = "Score against the share removed, four other adapters"
+ht.plotting.save(figure, "sparse_other_adapters", table=others, profile="reference", caption=caption)
+figure
+
+# %% [markdown]
+# ## What was run, and what was not
+#
+# The plan files name more runs than have been made. `hadamard sweep PLAN --store DIR` makes those that are missing. `refused`: a run that
+# ended in an error that is part of the result, such as a scorer that cannot tell the weights of an adapter apart.
+
+# %% tags=["nbval-check-output"]
+coverage = []
+for path in sorted(Path(PLANS).glob("*.toml")):
+    specs = load_plan(path)
+    part = store.only(specs)
+    refused = set(part.failed()["key"])
+    open_ones = [spec for spec in specs if spec not in part and spec.key not in refused]
+    lacking = pd.Series([type(spec.adapter).__name__ for spec in open_ones], dtype=str).value_counts()
+    coverage.append(
+        {
+            "plan": path.stem,
+            "planned": len(specs),
+            "done": len(specs) - len(open_ones) - len(refused),
+            "refused": len(refused),
+            "missing": len(open_ones),
+            "of these": ", ".join(f"{name} {count}" for name, count in sorted(lacking.items())) or "none",
+        }
+    )
+coverage = pd.DataFrame(coverage).set_index("plan")
+caption = "Runs of the plan files: planned, done, refused and missing, the missing ones by method"
+ht.plotting.save_table(coverage, "reference_runs", caption=caption, profile="reference")
+print(coverage.to_string(max_colwidth=100))
+runs = store.load().drop_duplicates("key")
+print(
+    f"\ndevices: {runs['device'].value_counts().to_dict()}, {runs['seconds'].sum() / 3600:.1f} hours in all"
+)
+
 # %% [markdown]
 # ## All of them
 #
