@@ -189,6 +189,9 @@ seeds, held_out, tested = (smallest[f"n_{name}"].min() for name in ("seeds", "he
 print(f"margin {MARGIN}; differences to all layers and their one-sided 95 % bounds")
 print(f"per task at least {seeds} seed(s), {held_out} held-out rows, {tested} test rows")
 print(smallest[columns].round(3).to_string(index=False))
+agreed = studies.smallest_set(removals, paths, margin=MARGIN, rule="consensus")
+told = [f"{row.task} {row.size}" + (", confirmed" if row.confirmed else "") for row in agreed.itertuples()]
+print(f"layers that must stay when all other tasks choose the order (consensus): {'; '.join(told)}")
 
 # %%
 sizes = smallest.set_index("task")["size"].astype(int).to_dict()
@@ -254,6 +257,8 @@ by_task = [
     for _, part in deep_curves[(deep_curves["rule"] == "greedy") & (deep_curves["size"] == 8)].groupby("task")
 ]
 lost = studies.hierarchical_bootstrap(by_task).iloc[0]
+smallest = studies.smallest_set(deep_removals, deep_paths, margin=MARGIN)
+print(smallest[columns].round(3).to_string(index=False))
 print(
     f"without 4 of 12 layers: {100 * lost['estimate']:+.1f} points [{100 * lost['low']:+.1f}, {100 * lost['high']:+.1f}]; "
     f"{100 * four['gain']:+.1f} points above the mean of blind draws, p = {four['p']:.3f}"
