@@ -436,3 +436,11 @@ print(
     f" against its own masks shuffled by {100 * control.mean():+.1f} [{100 * within:+.1f}, {100 * beyond:+.1f}]"
     f" ({len(control)} pairs of runs)"
 )
+hard = against[against.index.get_level_values("sparsity") >= 0.8]
+for name in ("LoRA", "Houlsby"):
+    gap = 100 * (hard[["snip", "grasp"]].mean(axis=1) - hard["random"]).dropna().xs(name, level="adapter")
+    low, high = ttest_1samp(gap, 0).confidence_interval()
+    print(
+        f"on {name} the scorers that see data are worth {gap.mean():+.1f} points [{low:+.1f}, {high:+.1f}] over random at 80 and 90 %"
+        f" within this budget ({len(gap)} pairs)"
+    )
