@@ -234,7 +234,7 @@ print(kept.round(3).to_string())
 
 # %%
 figure = ht.plotting.score_by_layers_kept(
-    deep_curves[~deep_curves["rule"].isin(["first", "last"])], studies.subset_band(deep_removals), venue=VENUE
+    deep_curves[deep_curves["rule"].isin(["greedy", "norm"])], studies.subset_band(deep_removals), venue=VENUE
 )
 ht.plotting.save(
     figure,
@@ -261,7 +261,8 @@ smallest = studies.smallest_set(deep_removals, deep_paths, margin=MARGIN)
 print(smallest[columns].round(3).to_string(index=False))
 print(
     f"without 4 of 12 layers: {100 * lost['estimate']:+.1f} points [{100 * lost['low']:+.1f}, {100 * lost['high']:+.1f}]; "
-    f"{100 * four['gain']:+.1f} points above the mean of blind draws, p = {four['p']:.3f}"
+    f"{100 * four['gain']:+.1f} points above the mean of blind draws, p = {four['p']:.3f}, "
+    f"Holm {four['p_holm']:.3f}, {four['n_tasks']:.0f} tasks with one seed each"
 )
 
 # %% [markdown]

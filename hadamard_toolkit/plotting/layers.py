@@ -24,6 +24,7 @@ from hadamard_toolkit.plotting.plots import (
 )
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, SEQUENTIAL, frame, looks, new_figure, style
 
+BAR = 0.5  # layers, the width of a grey bar that stands alone
 RULE_ORDER = ("greedy", "norm", "consensus", "first", "last", "taylor", "fisher")
 RULE_NAMES = {
     "greedy": "greedy on held-out rows",
@@ -108,7 +109,7 @@ def score_by_layers_kept(
         figure, panels, height = _panels(curves["task"], venue, height=1.35)
         for axis, (task, rows) in zip(panels, curves.groupby("task", sort=False, observed=True), strict=True):
             if band is not None:
-                _band(axis, band[band["task"] == task].sort_values("size"))
+                _band(axis, band[band["task"] == task])
             full = rows.drop_duplicates("seed")["full"].mean()
             axis.axhline(full, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=2)
             for place, (rule, look) in enumerate(drawn.items()):
@@ -170,5 +171,13 @@ def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Fi
 
 
 def _band(axis: Axes, rows: pd.DataFrame) -> None:
-    axis.fill_between(rows["size"], rows["low"], rows["high"], color=GRID, linewidth=0, zorder=0)
-    axis.plot(rows["size"], rows["middle"], color=FAINT, linewidth=0.7, zorder=1)
+    """The band from size to next size; a bar for a size without a neighbour, so that nothing is drawn in between."""
+    rows = rows.sort_values("size")
+    for _, part in rows.groupby((rows["size"].diff() != 1).cumsum()):
+        size, middle = part["size"].to_numpy(dtype=float), part["middle"].to_numpy(dtype=float)
+        low, high = part["low"].to_numpy(dtype=float), part["high"].to_numpy(dtype=float)
+        if len(part) == 1:
+            size = np.array([size[0] - BAR / 2, size[0] + BAR / 2])
+            low, middle, high = (np.repeat(values, 2) for values in (low, middle, high))
+        axis.fill_between(size, low, high, color=GRID, linewidth=0, zorder=0)
+        axis.plot(size, middle, color=FAINT, linewidth=0.7, zorder=1)

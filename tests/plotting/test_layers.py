@@ -106,6 +106,13 @@ def test_removal_curves_are_means_over_seeds_with_the_full_score_and_the_band() 
     assert "90 %" not in texts(score_by_layers_kept(curves()))
 
 
+def test_no_band_is_drawn_over_sizes_without_subsets() -> None:
+    figure = score_by_layers_kept(curves(), band().replace({"size": {2: 3}}))
+    first, second = figure.axes[0].collections
+    spans = [shape.get_paths()[0].vertices[:, 0] for shape in (first, second)]
+    assert [(span.min(), span.max()) for span in spans] == [(0.75, 1.25), (2.75, 3.25)]
+
+
 def test_shares_are_written_into_the_cells_with_their_mean() -> None:
     figure = layers_kept_by_task(shares())
     axis = figure.axes[0]
