@@ -140,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--keep",
             default="adapters",
-            choices=("adapters", "vectors", "everything"),
-            help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, or all",
+            choices=("adapters", "vectors", "everything", "nothing"),
+            help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, all, or none",
         )
     for command in (one, runs, many, pruner, measured):
         command.add_argument(

@@ -28,10 +28,11 @@ RECORD, HISTORY, PREDICTIONS = "run.json", "history.jsonl", "predictions.safeten
 ANSWERS = "answers.json"
 ADAPTER = "adapter_model.safetensors"
 KEPT = "kept"
-KEEP = ("adapters", "vectors", "everything")
+KEEP = ("adapters", "vectors", "everything", "nothing")
 NOT_KEPT = {
     "adapters": 'not kept: as large as the backbone; RunStore(folder, keep="everything") keeps them',
     "vectors": 'not kept: the store keeps vectors only; RunStore(folder, keep="adapters") keeps them',
+    "nothing": 'not kept: the run was made for its scores; RunStore(folder, keep="adapters") keeps weights',
 }
 
 
@@ -128,7 +129,7 @@ def write_run(run: Run, folder: Path, *, keep: str) -> None:
     """Write all files of `run` into the existing `folder`; `keep` is that of `RunStore`."""
     if run.attachment is None:
         raise ArgumentError("only a freshly trained run can be written; this one was read from a store")
-    kept = keep == "everything" or not whole_model(run.attachment)
+    kept = keep == "everything" or (keep != "nothing" and not whole_model(run.attachment))
     if kept and keep == "vectors":
         kept = not any(tensor.ndim > 1 for tensor in run.attachment.parameters("adapter"))
     run.info["run_info"]["weights"] = KEPT if kept else NOT_KEPT[keep]

@@ -76,6 +76,7 @@ class RunStore:
       store is small enough to commit.
     - `"adapters"`: all but those that train the whole backbone.
     - `"everything"`: those too (90 MB each for MiniLM).
+    - `"nothing"`: none; for runs made for their scores, such as those that pick a learning rate.
 
     Weights that a fusion needed and `keep` leaves out lie in `.sources`, which is no record and may be deleted.
     """

@@ -147,6 +147,15 @@ def test_vectors_come_back_without_a_backbone(
     assert np.isnan(found["attention_output.weight"][1]).all()
 
 
+def test_a_store_of_scores_keeps_no_weights(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec()
+    run(spec, RunStore(tmp_path, keep="nothing"))
+    names = {path.name for path in (tmp_path / spec.key).iterdir()}
+    assert names == FILES - {"adapter_config.json", "adapter_model.safetensors"}
+    with pytest.raises(DataError, match=r'not kept: the run was made for its scores.*keep="adapters"'):
+        RunStore(tmp_path).run(spec.key).restore()
+
+
 def test_whole_model_is_kept_only_on_request(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(adapter=ht.FullFineTuning())
     run(spec, tmp_path / "small")
