@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
             "--keep",
             default="adapters",
             choices=("adapters", "vectors", "everything", "nothing"),
-            help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, all, or none",
+            help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, all, none",
         )
     for command in (one, runs, many, pruner, measured):
         command.add_argument(
