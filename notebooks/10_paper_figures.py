@@ -164,8 +164,9 @@ figure
 # %%
 others = short(ht.studies.sparse_table(store.only(f"{PLANS}/sparse_others.toml"))).drop(columns="key")
 kinds = others["adapter"].str.extract(r"^(\w+)(?:\(bottleneck=(\d+))?")
-# Houlsby adapters of other widths belong to Large-Sparse
+# other widths and shares of Houlsby adapters belong to Large-Sparse
 chosen = ((kinds[0] != "Houlsby") | (kinds[1] == "32")) & others["control"].eq("none")
+chosen &= others["sparsity"].isin([0.0, 0.4, 0.6, 0.8, 0.9])
 others = others.assign(adapter=kinds[0])[chosen]
 figure = ht.plotting.score_against_sparsity(others, venue=VENUE, metric="Accuracy")
 caption = "Score against the share removed, four other adapters"
