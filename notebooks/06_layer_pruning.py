@@ -16,7 +16,7 @@
 # 2. its null is a **blind draw** of as many layers, not "the full adapter did not lose much";
 # 3. "as good as all layers" is a test of **equivalence within a margin that is stated first**, over seeds and rows.
 #
-# Nothing is retrained in the first four sections: a removed layer gets W = 1, b = 0 and the backbone's own norm back.
+# Nothing is retrained before the section that says so: a removed layer gets W = 1, b = 0 and the backbone's own norm back.
 
 # %%
 import os
@@ -211,7 +211,8 @@ figure
 #
 # The paper's backbones have 12 layers, and of $2^{12}$ subsets nobody scores all. On MPNet-base these were: the paths of the rules, and 20
 # subsets each of 6 and of 8 layers drawn blindly, the same for all runs. A rule's mean over runs is ranked among the drawn ones,
-# $p = (1 + \#\{\text{as good}\}) / (1 + 20)$. Head, adapter and rows as above; the learning rate was picked on held-out rows.
+# $p = (1 + \#\{\text{as good}\}) / (1 + 20)$. Head, adapter and rows as above; the learning rate was picked on held-out rows. SST-2 and the
+# movies share texts, so they are not two independent tasks.
 
 # %% tags=["nbval-check-output"]
 deep = ht.RunStore(PLANS).only(DEEP) if DEEP else ht.RunStore(STORE)
