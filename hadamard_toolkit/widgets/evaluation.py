@@ -161,11 +161,11 @@ class Evaluation:
     def flips(self, kept: Collection[int | Place]) -> Iterator[None]:
         """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest.
 
-        Then of those two flips away whose second flip would still be slow: both in the lowest third of the layers.
+        Then of those two flips away whose second flip would still be slow: both in the lower half of the layers.
         """
         places = check_places(self.attachment, kept)
         layers = sorted({layer for layer, _ in self.places})
-        for flipped in [*combinations(layers, 1), *combinations(layers[: -(-len(layers) // 3)], 2)]:
+        for flipped in [*combinations(layers, 1), *combinations(layers[: len(layers) // 2], 2)]:
             state = places
             for layer in flipped:
                 whole = {place for place in self.places if place[0] == layer}

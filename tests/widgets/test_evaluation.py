@@ -84,7 +84,9 @@ def test_flips_scores_what_is_one_flip_away_then_pairs_of_low_layers() -> None:
     }
     assert known == {
         *(tuple(sorted(kept ^ {layer})) for layer in everything),
-        (2, 3, 4),  # the two lowest off
+        (2, 3, 4),  # two of the three lowest off
+        (1, 3, 4),
+        (0, 3, 4),
     }
 
 
