@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ GIB = 2**30
 BEGUN = 8  # passes that are kept half way
 TOLERANCE = 1e-6  # between resuming and computing all of it, relative to the largest logit
 
+_Key = tuple[int, frozenset[Place]]
+"""A layer, and what is at work below it: by these it is known what the layer reads, batch by batch."""
+
 
 class LayerCache:
     """Logits of `inputs` with the adapter of `attachment` at work in any layers, the head always as trained.
@@ -33,8 +37,8 @@ class LayerCache:
     ----------
     inputs: what the model reads, `{"input_ids": [rows, length], "attention_mask": …}`. Rows are put into batches of
         like length, and padding behind the longest row of a batch is cut off.
-    memory: bytes of hidden states that are kept, the least recently used ones go first. Too little only costs time.
-        The few passes that were begun and left hold theirs besides.
+    memory: bytes of hidden states that are kept, the least recently used ones go first; half of it at most is for those
+        that `prepare` made. Too little only costs time. The few passes that were begun and left hold theirs besides.
     first: rows that are computed before the others, so that `logits(kept, first=True)` tells early how these fare.
 
     `logits(kept)` equals a pass over the model with all other parts taken off, to 1e-6. The weights of the attachment
@@ -63,8 +67,8 @@ class LayerCache:
         self._layers = [attachment.sites.layer(index)[1] for index in range(len(attachment.sites))]
         self._first = np.asarray(first, dtype=int)
         self._order, self._batches, self._early = _batches(inputs, batch_size, self._first)
-        # (layer, what is at work below it) -> what that layer reads, batch by batch
-        self._states: OrderedDict[tuple[int, frozenset[Place]], list[Tensor]] = OrderedDict()
+        self._states: OrderedDict[_Key, list[Tensor]] = OrderedDict()
+        self._prepared: dict[_Key, list[Tensor]] = {}  # of these nothing is forgotten
         self._widths: dict[int, int] = {}  # layer -> length of the tuple that it returns; absent: a tensor
         self._begun: OrderedDict[frozenset[Place], _Pass] = OrderedDict()
         self.resumes: bool | None = None
@@ -99,17 +103,13 @@ class LayerCache:
         if self.resumes is None:
             self._try_shortcuts()
         if chosen not in self._begun:
-            self._begun[chosen] = _Pass(*self._deepest(chosen))
+            self._begun[chosen] = _Pass(*self._deepest(chosen, len(self._layers) - 1))
         self._begun.move_to_end(chosen)
         while len(self._begun) > BEGUN:
             self._begun.popitem(last=False)
         work = self._begun[chosen]
-        while (number := len(work.answers)) < len(self._batches):
-            with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
-                state = work.states[number] if work.states else None
-                answer, read = self._pass(self._batches[number], work.start, state)
-            work.answers.append(answer)
-            work.read.append(read if self.resumes else {})
+        while len(work.answers) < len(self._batches):
+            self._step(work, chosen)
             yield None
         if self._begun.get(chosen) is work:  # neither cleared meanwhile nor finished by another question
             del self._begun[chosen]
@@ -120,43 +120,92 @@ class LayerCache:
         result[self._order] = found
         yield result
 
+    def prepare(self, kept: Collection[int | Place], depth: int) -> Iterator[None]:
+        """Compute what the layers up to `depth` read with `kept` at work, a batch at a time, and never forget it.
+
+        This costs the layers below `depth` alone. Afterwards, whatever is at work from there on, `logits` starts at
+        `depth`. Nothing is done where layers cannot be entered half way, or where half of the memory is used up.
+        """
+        chosen = check_places(self.attachment, kept)
+        if self.resumes is None:
+            self._try_shortcuts()
+        stop = min(depth, len(self._layers) - 1)
+        start, states = self._deepest(chosen, stop)
+        known = next(chain(self._prepared.values(), self._states.values()), [])
+        if self.resumes and start < stop and self._fits(_size(known) * (stop - start)):
+            work = _Pass(start, states)
+            while len(work.read) < len(self._batches):
+                self._step(work, chosen, stop)
+                yield None
+            for layer in work.read[0]:
+                self._remember((layer, _below(chosen, layer)), [read[layer] for read in work.read])
+        for layer in range(1, stop + 1):
+            key = (layer, _below(chosen, layer))
+            if key in self._states and self._fits(_size(self._states[key])):
+                self._prepared[key] = self._states.pop(key)
+
     def clear(self) -> None:
         """Forget all hidden states, and what was found out about the head."""
         self._states.clear()
+        self._prepared.clear()
         self._begun.clear()
         self.resumes, self.narrows = None, False
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _deepest(self, chosen: frozenset[Place]) -> tuple[int, list[Tensor] | None]:
-        """The highest layer whose input is known, and that input; layer 0 and None if none is."""
-        for layer in range(len(self._layers) - 1, 0, -1):
+    def _deepest(self, chosen: frozenset[Place], most: int) -> tuple[int, list[Tensor] | None]:
+        """The highest layer up to `most` whose input is known, and that input; layer 0 and None if none is."""
+        for layer in range(most, 0, -1):
             key = (layer, _below(chosen, layer))
+            if key in self._prepared:
+                return layer, self._prepared[key]
             if key in self._states:
                 self._states.move_to_end(key)
                 return layer, self._states[key]
         return 0, None
 
-    def _remember(self, key: tuple[int, frozenset[Place]], states: list[Tensor]) -> None:
+    def _remember(self, key: _Key, states: list[Tensor]) -> None:
+        if key in self._prepared:
+            return
         self._states[key] = states
         self._states.move_to_end(key)
-        while self._states and sum(map(_size, self._states.values())) > self.memory:
+        most = self.memory - sum(map(_size, self._prepared.values()))
+        while self._states and sum(map(_size, self._states.values())) > most:
             self._states.popitem(last=False)
 
-    def _pass(self, batch: Batch, start: int, state: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits of one batch, computed from layer `start` on, and what each later layer read."""
+    def _fits(self, more: int) -> bool:
+        return sum(map(_size, self._prepared.values())) + more <= self.memory // 2
+
+    def _step(self, work: _Pass, chosen: frozenset[Place], stop: int | None = None) -> None:
+        """The next batch of `work`."""
+        number = len(work.answers)
+        with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
+            state = work.states[number] if work.states else None
+            answer, read = self._pass(self._batches[number], work.start, state, stop)
+        work.answers.append(answer)
+        work.read.append(read if self.resumes else {})
+
+    def _pass(
+        self, batch: Batch, start: int, state: Tensor | None, stop: int | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits of one batch, computed from layer `start` on, and what each later layer read.
+
+        With `stop`, the layers from there on hand over what they read: then the logits mean nothing.
+        """
         read: dict[int, Tensor] = {}
         device = next(self.attachment.model.parameters()).device
+        stop = len(self._layers) if stop is None else stop
         with ExitStack() as stack:
             for index, layer in enumerate(self._layers):
-                if index < start:
-                    stack.enter_context(_standing_in(layer, self._hand_over(index, state)))
-                    continue
-                if index > start:
+                if start < index <= stop:
                     stack.enter_context(
                         _hook(layer.register_forward_pre_hook, _note(read, index), with_kwargs=True)
                     )
-                stack.enter_context(_hook(layer.register_forward_hook, self._note_form(index)))
+                if start <= index < stop:
+                    stack.enter_context(_hook(layer.register_forward_hook, self._note_form(index)))
+                else:
+                    handed = state if index < start else None
+                    stack.enter_context(_standing_in(layer, self._hand_over(index, handed)))
             if self.narrows:
                 norm = self.attachment.sites(len(self._layers) - 1, "attention_norm").module
                 stack.enter_context(_hook(norm.register_forward_pre_hook, _first_token))
@@ -170,9 +219,14 @@ class LayerCache:
         return answer, read
 
     def _hand_over(self, index: int, state: Tensor | None) -> Callable[..., Any]:
-        """The forward of a layer that is passed over: it returns `state` in the form that the layer would."""
+        """The forward of a layer that is passed over: it returns `state` (None: what it reads) as the layer would."""
         width = self._widths.get(index)
-        return lambda *_, **__: state if width is None else (state, *[None] * (width - 1))
+
+        def forward(*args: Any, **options: Any) -> Any:
+            handed = _read_by(args, options) if state is None else state
+            return handed if width is None else (handed, *[None] * (width - 1))
+
+        return forward
 
     def _note_form(self, index: int) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -267,13 +321,14 @@ def _batches(
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
     """`model` in evaluation mode in the block; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -300,9 +355,15 @@ def _hook(register: Callable[..., Any], hook: Callable[..., Any], **options: Any
 
 def _note(read: dict[int, Tensor], index: int) -> Callable[..., None]:
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        read[index] = args[0] if args else options["hidden_states"]
+        read[index] = _read_by(args, options)
 
     return note
+
+
+def _read_by(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """The hidden states among what a layer is called with."""
+    hidden: Tensor = args[0] if args else options["hidden_states"]
+    return hidden
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

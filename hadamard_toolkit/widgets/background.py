@@ -11,6 +11,9 @@ Steps = Iterator[tuple[str, float]]
 """What is done before each step comes: what it is, and the share of the whole that is behind it."""
 
 
+PAUSE = 0.001  # seconds between steps: a message takes several rounds of the loop to arrive
+
+
 class Background:
     """One piece of work at a time, on the kernel's loop; where no loop runs, it is done before `start` returns.
 
@@ -63,24 +66,24 @@ class Background:
 
 
 class Idle:
-    """Work that nobody waits for yet, a step at a time when the kernel's loop has nothing else to do.
+    """Work that gives way to events: a step at a time when the kernel's loop has nothing else to do.
 
     New work takes the place of the old. Where no loop runs nothing is done: nobody is there to be quicker than.
     `failed` gets an error of the work.
     """
 
-    def __init__(self, failed: Callable[[Exception], object], pause: float = 0.01) -> None:
-        self._failed, self._pause = failed, pause
+    def __init__(self, failed: Callable[[Exception], object]) -> None:
+        self._failed = failed
         self._next: asyncio.TimerHandle | None = None
 
     def start(self, steps: Iterator[object]) -> None:
-        """Go through `steps`, `pause` seconds between them."""
+        """Go through `steps`; what else waits on the loop comes between them."""
         self.stop()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        self._next = loop.call_later(self._pause, self._step, steps)
+        self._next = loop.call_later(PAUSE, self._step, steps)
 
     def stop(self) -> None:
         """Drop what is left of the work."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hadamard_toolkit.runs.record import Run
 
 ROWS, PREVIEW = 256, 24
+PREPARED = 2  # of the lowest layers all combinations are prepared: each more would double that work
 LONGEST_TEXT = 160  # characters of an example that are shown
 
 
@@ -158,19 +159,29 @@ class Evaluation:
                 yield
         self.score(places)
 
-    def flips(self, kept: Collection[int | Place]) -> Iterator[None]:
-        """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest.
+    def prepare(self, kept: Collection[int | Place]) -> Iterator[None]:
+        """The work that spares every flip from `kept` the lowest layers, in steps; see `LayerCache.prepare`.
 
-        Then of those two flips away whose second flip would still be slow: both in the lower half of the layers.
+        Afterwards a score with one layer or site flipped, or with any of the lowest layers, starts behind these.
         """
         places = check_places(self.attachment, kept)
-        layers = sorted({layer for layer, _ in self.places})
-        for flipped in [*combinations(layers, 1), *combinations(layers[: len(layers) // 2], 2)]:
-            state = places
-            for layer in flipped:
-                whole = {place for place in self.places if place[0] == layer}
-                state = state - whole if state & whole else state | whole
-            yield from self.steps(state)
+        layers = sorted({layer for layer, _ in self.places})[:PREPARED]
+        single = [self._flip(places, layer) for layer in layers]
+        sites = [places ^ {place} for place in self.places if place[0] in layers]
+        pairs = [self._flip(self._flip(places, one), other) for one, other in combinations(layers, 2)]
+        for state in (places, *single, *sites, *pairs):
+            yield from self._cache.prepare(state, layers[-1] + 1)
+
+    def flips(self, kept: Collection[int | Place]) -> Iterator[None]:
+        """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest."""
+        places = check_places(self.attachment, kept)
+        for layer in sorted({layer for layer, _ in self.places}):
+            yield from self.steps(self._flip(places, layer))
+
+    def _flip(self, kept: frozenset[Place], layer: int) -> frozenset[Place]:
+        """All of a layer off, or on where nothing of it was."""
+        whole = {place for place in self.places if place[0] == layer}
+        return kept - whole if kept & whole else kept | whole
 
     def known(self, kept: Collection[int | Place]) -> Score | None:
         """What `score` would say, if it was asked before."""

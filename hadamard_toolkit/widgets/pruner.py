@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     Subject = Run | Attachment | tuple[PreTrainedModel, Attachment]
 
-DELAY = 0.25  # seconds without a further event before the score is computed
 PROCESS_LOOK = 0.2  # seconds between looks at a retraining
 
 
@@ -75,7 +74,8 @@ class LayerPruner(widgets.VBox):
     reference: a store with measured removals, for the preset `consensus` (default: the store of the first run).
     spec: of an attachment, what it was trained by; retraining needs it.
     figures: folder of exported figures, see `ht.plotting.save`.
-    ahead: whether scores one flip away are computed while nothing else happens, so that the next flip finds its own.
+    ahead: whether the next flip is prepared: on opening by what the upper layers read with the lowest off (about two
+        passes over the model), then, while nothing else happens, by the scores one flip away.
 
     Switching takes nothing away for good: the model is as it was after every evaluation, also after an error. `state`
     is the `PruningState` shown, `apply(event)` changes it, `settle()` waits for the numbers, `scores()` are these.
@@ -115,18 +115,19 @@ class LayerPruner(widgets.VBox):
         self._without: dict[int, dict[Any, float]] = {}
         self._retrained: dict[int, tuple[Score, str]] = {}
         self._orders: dict[str, tuple[int, ...]] = {}
-        self._pending: asyncio.TimerHandle | None = None
         self._job: Retraining | None = None
         self._closed = False
         self._background = Background(self._progress, self._show, lambda: self.panel.say("cancelled"))
         self._ahead, self._idle = ahead, Idle(self._show)
         for evaluation in self.evaluations:
             evaluation.score(places)
+            if ahead:
+                deque(evaluation.prepare(places), maxlen=0)
         self.panel = Panel(self.state, self._guard, self)
         super().__init__([self.panel.box])
         self.add_class("hadamard-pruner")
         self._draw()
-        self._look_ahead()
+        self._idle.start(self._look_ahead())
 
     def __repr__(self) -> str:
         names = ", ".join(evaluation.name for evaluation in self.evaluations)
@@ -145,8 +146,6 @@ class LayerPruner(widgets.VBox):
         self._closed = True
         self.cancel()
         self._idle.stop()
-        if self._pending is not None:
-            self._pending.cancel()
         super().close()
 
     # state -----------------------------------------------------------------------------------------------------
@@ -196,10 +195,10 @@ class LayerPruner(widgets.VBox):
 
     def settle(self) -> Self:
         """Wait for the score of the state shown, if it is still to come."""
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
-        self._evaluate()
+        for evaluation in self.evaluations:
+            evaluation.score(self.state.kept)
+        self._draw()
+        self._idle.start(self._look_ahead())
         return self
 
     def scores(self) -> pd.DataFrame:
@@ -252,27 +251,27 @@ class LayerPruner(widgets.VBox):
 
         self._slowly(work(), lambda: self.apply(Keep(self._last(self._orders["greedy"], k))))
 
-    def _evaluate(self) -> None:
-        self._pending = None
-        for evaluation in self.evaluations:
-            evaluation.score(self.state.kept)
-        self._draw()
-        self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        if self._ahead:
-            self._idle.start(chain.from_iterable(e.flips(self.state.kept) for e in self.evaluations))
-
     def _later(self) -> None:
-        """Score soon, when no further event comes: on the kernel's loop, or at once where there is none."""
-        if self._pending is not None:
-            self._pending.cancel()
+        """Score what is shown: bit by bit on the kernel's loop, so that events come between; else at once."""
         try:
-            loop = asyncio.get_running_loop()
+            asyncio.get_running_loop()
         except RuntimeError:
-            self._evaluate()
-            return
-        self._pending = loop.call_later(DELAY, lambda: self._guard(self._evaluate))
+            self.settle()
+        else:
+            self._idle.start(self._score())
+
+    def _score(self) -> Iterator[None]:
+        for evaluation in self.evaluations:
+            yield from evaluation.steps(self.state.kept)
+        self._draw()
+        yield from self._look_ahead()
+
+    def _look_ahead(self) -> Iterator[None]:
+        if self._ahead:
+            for evaluation in self.evaluations:
+                yield from evaluation.prepare(self.state.kept)
+            for evaluation in self.evaluations:
+                yield from evaluation.flips(self.state.kept)
 
     # retraining ------------------------------------------------------------------------------------------------
 

@@ -225,6 +225,28 @@ def test_work_that_was_left_is_gone_on_with() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_prepared_is_where_every_later_question_starts(architecture: str) -> None:
+    attachment = trained(architecture)
+    depth = len(attachment.sites) - 1
+    top = {depth, depth - 1}
+    cache, free = LayerCache(attachment, rows(), batch_size=3), LayerCache(attachment, rows())
+    cache.logits(top)
+    for _ in cache.prepare((0,), depth):
+        pass
+    ran: list[int] = []
+    for index in range(len(attachment.sites)):
+        site = attachment.sites(index, "attention_output")
+        site.module.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for kept in ((0,), (0, depth)):
+        found = cache.logits(kept)
+        assert (set(ran) == {depth}) is bool(cache.resumes)
+        ran.clear()
+        np.testing.assert_allclose(found, free.logits(kept), rtol=0, atol=1e-6)
+        ran.clear()
+    assert cache.resumes is (architecture in RESUMED)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_head_that_reads_one_token_spares_the_last_layer_the_others(architecture: str) -> None:
     attachment = trained(architecture)
     cache = LayerCache(attachment, rows(), batch_size=3)
@@ -258,8 +280,17 @@ def test_memory_is_bounded_and_answers_do_not_depend_on_it(memory: int) -> None:
     cache, free = LayerCache(attachment, rows(), memory=memory), LayerCache(attachment, rows())
     for kept in subsets(3):
         np.testing.assert_allclose(cache.logits(kept), free.logits(kept), rtol=0, atol=1e-6)
-        held = sum(s.numel() * s.element_size() for states in cache._states.values() for s in states)
-        assert held <= memory
+        for _ in cache.prepare(kept, 1):
+            pass
+        prepared, others = (
+            sum(s.numel() * s.element_size() for states in held.values() for s in states)
+            for held in (cache._prepared, cache._states)
+        )
+        assert prepared <= memory // 2
+        assert prepared + others <= memory
+    assert bool(cache._prepared) is (memory > ROWS * 9 * 16 * 4)
+    cache.clear()
+    assert not cache._prepared
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -68,26 +69,44 @@ def test_the_same_state_has_the_same_score(evaluation: Evaluation) -> None:
     assert evaluation.preview((0, 2)).n == 8
 
 
-def test_flips_scores_what_is_one_flip_away_then_pairs_of_low_layers() -> None:
+def test_flips_scores_what_is_one_layer_away() -> None:
     attachment = ht.attach(tiny_bert(num_hidden_layers=6).eval(), ht.Hadamard())
     shake(attachment, scale=0.5)
     fresh = Evaluation(attachment, tiny_task(), tiny_tokenizer(), rows=30, preview=8)
     kept = {0, 1, 2, 3, 4}
     for _ in fresh.flips(kept):
         pass
-    everything = {0, 1, 2, 3, 4, 5}
-    known = {
-        layers
-        for size in range(7)
-        for layers in itertools.combinations(range(6), size)
-        if fresh.known(layers) is not None
-    }
-    assert known == {
-        *(tuple(sorted(kept ^ {layer})) for layer in everything),
-        (2, 3, 4),  # two of the three lowest off
-        (1, 3, 4),
-        (0, 3, 4),
-    }
+    known = {layers for layers in subsets_of(range(6)) if fresh.known(layers) is not None}
+    assert known == {tuple(sorted(kept ^ {layer})) for layer in range(6)}
+
+
+@pytest.mark.parametrize("adapter", [ht.Hadamard(), ht.Hadamard(norm=None), ht.Hadamard(layers=(3, 5))])
+def test_what_is_prepared_spares_flips_the_lowest_layers(adapter: Adapter) -> None:
+    attachment = ht.attach(tiny_bert(num_hidden_layers=6).eval(), adapter)
+    shake(attachment, scale=0.5)
+    fresh, free = (
+        Evaluation(attachment, tiny_task(), tiny_tokenizer(), rows=30, preview=8) for _ in range(2)
+    )
+    everything = frozenset(fresh.places)
+    fresh.score(everything)
+    for _ in fresh.prepare(everything):
+        pass
+    lowest = sorted({layer for layer, _ in everything})[:2]
+    ran: list[int] = []
+    for index in range(6):
+        site = attachment.sites(index, "attention_output")
+        site.module.register_forward_hook(lambda *_, index=index: ran.append(index))
+    states = [frozenset(p for p in everything if p[0] not in off) for off in subsets_of(range(6))]
+    states += [everything - {place} for place in everything]
+    answers = [(fresh.preview(kept), fresh.score(kept), fresh.logits(kept))[-1] for kept in states]
+    assert set(ran) == set(range(min(lowest[-1] + 1, 5), 6)), "the layers behind, at least the last"
+    for kept, found in zip(states, answers, strict=True):
+        np.testing.assert_allclose(found, free.logits(kept), rtol=0, atol=1e-6)
+
+
+def subsets_of(layers: Iterable[int]) -> list[tuple[int, ...]]:
+    held = tuple(layers)
+    return [chosen for size in range(len(held) + 1) for chosen in itertools.combinations(held, size)]
 
 
 def test_flipped_examples(evaluation: Evaluation) -> None:
