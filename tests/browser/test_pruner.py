@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page, expect
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
-from hadamard_toolkit.widgets.pruning_state import Event, PruningState, Range, Toggle, Undo
+from hadamard_toolkit.widgets.pruning_state import Event, Keep, PruningState, Range, Toggle, Undo
 from tests.browser.conftest import PATIENCE, SCREENS
 
 pytestmark = pytest.mark.browser
@@ -170,6 +170,56 @@ def test_voila_in_the_dark(page: Page, voila: str, headless: Headless) -> None:
     )
     assert luminance(ink) - luminance(ground) > 0.5, "light on dark"
     screenshot(page, "voila-dark")
+
+
+def menu(page: Page, name: str) -> Locator:
+    return page.locator(".widget-dropdown").filter(has=page.get_by_text(name, exact=True)).locator("select")
+
+
+def test_a_rule_a_second_run_and_a_change_of_mind(
+    page: Page, voila: str, headless: Headless, places: dict[str, str], store: RunStore
+) -> None:
+    page.goto(voila, wait_until="commit")
+    opened(page)
+    menu(page, "Preset").select_option("greedy, k layers")
+    page.get_by_label("k", exact=True).fill("1")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Apply preset").click()
+    *_, last = headless.evaluation.greedy()
+    headless.apply(Keep((last,)))
+    check(page, headless)
+
+    # a retraining that is cancelled leaves nothing behind, and another may follow
+    before = folders(places)
+    cancel = page.get_by_role("button", name="Cancel", exact=True)
+    expect(cancel).to_be_disabled()
+    page.get_by_role("button", name="Retrain", exact=True).click()
+    expect(page.get_by_text("retraining sst2")).to_be_visible()
+    cancel.click()
+    expect(page.get_by_text("cancelled", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Retrain", exact=True)).to_be_enabled()
+    assert folders(places) == before
+    expect(page.locator(".hp-scores tbody tr")).to_have_count(1)
+
+    # both runs under one set of switches
+    [other] = {*store.keys()} - {places["HADAMARD_RUN"]}
+    choice = menu(page, "Beside it").locator("option").filter(has_text=f"({other[:6]})")
+    menu(page, "Beside it").select_option(label=choice.text_content())
+    expect(page.locator(".hp-scores tbody tr")).to_have_count(2)
+    page.get_by_role("button", name="Layer 2: kept").click()
+    for row, key in enumerate((places["HADAMARD_RUN"], other)):
+        cells = page.locator(".hp-scores tbody tr").nth(row).locator("td")
+        expect(cells.last).to_contain_text("up to date")
+        score = Evaluation.of_run(store.run(key)).score((0, 1))
+        assert cells.all_text_contents()[0] == f"sst2 ({key[:6]})"
+        assert cells.all_text_contents()[2:4] == [views.number(score.full), views.number(score.value)]
+    screenshot(page, "voila-two-runs")
+
+
+def folders(places: dict[str, str]) -> set[str]:
+    """What the store of retrained runs holds, half-written ones too."""
+    folder = Path(places["HADAMARD_RETRAINED"])
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def luminance(colour: str) -> float:
