@@ -10,6 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.runs.sweep import MissingExtraError
@@ -23,20 +26,32 @@ FIGURES = "HADAMARD_FIGURES"
 _EMPTY = "—"
 
 
-def prunable(store: RunStore) -> dict[str, str]:
-    """Runs of a store that can be pruned: what a menu says of them, and their keys. `DataError` if there are none."""
+def prunable(store: RunStore) -> pd.DataFrame:
+    """Runs of a store that can be pruned, a row each, `words` being what a menu says. `DataError` if there are none."""
     table = store.load()
     shown = table[table["headline"] & (table["split"] == "test") & (table["trained"] > 0)]
-    shown = shown.sort_values(["task", "label", "seed", "key"])
-    found = {}
-    for row in shown.itertuples():
-        if (store.folder / str(row.key) / "adapter_model.safetensors").is_file():
-            found[f"{row.task}, {row.label}, seed {row.seed} ({str(row.key)[:6]})"] = str(row.key)
-    if not found:
+    weights = shown["key"].map(lambda key: (store.folder / key / "adapter_model.safetensors").is_file())
+    shown = shown[weights.astype(bool)].sort_values(["task", "label", "seed", "key"])
+    if shown.empty:
         raise DataError(
             f"{store.folder} holds no run whose weights were kept; `hadamard run --store DIR` makes one"
         )
-    return found
+    named = shown["backbone"].nunique() > 1
+    listed: list[dict[Any, Any]] = shown.to_dict("records")
+    words = [
+        f"{row['task']}, {Path(row['backbone']).name + ', ' if named else ''}{row['label']}, seed {row['seed']}, "
+        f"{row['train_rows']:,} rows: test {row['metric']} {row['value']:.3f} ({row['key'][:6]})"
+        for row in listed
+    ]
+    return shown.assign(words=words)
+
+
+def to_begin_with(shown: pd.DataFrame) -> str:
+    """The key of a run on a task that needs no data of one's own, if there is one; of what was tried most."""
+    tried = [-shown.groupby(name)["key"].transform("size") for name in ("backbone", "task", "label")]
+    elsewhere = ~shown["task"].str.startswith("embedded/")
+    first = np.lexsort([*reversed(tried), elsewhere])[0]  # the last key counts most; stable
+    return str(shown["key"].iloc[first])
 
 
 def pruner_app(store: str | Path | None = None, run: str | None = None, **options: Any) -> widgets.VBox:
@@ -56,22 +71,23 @@ def pruner_app(store: str | Path | None = None, run: str | None = None, **option
     place = widgets.VBox()
     try:
         source = RunStore(folder)
-        menu = prunable(source)
+        shown = prunable(source)
+        menu = list(zip(shown["words"], shown["key"], strict=True))
         key = run or os.environ.get(RUN)
-        first = source.run(key).key if key else next(iter(menu.values()))
-        if first not in menu.values():
+        first = source.run(key).key if key else to_begin_with(shown)
+        if first not in set(shown["key"]):
             raise ArgumentError(f"run={key!r} is not allowed: its weights were not kept")
     except ToolkitError as error:
         place.children = [widgets.HTML(message(str(error), error=True))]
         return place
     choose = widgets.Dropdown(
-        options=list(menu.items()),
+        options=menu,
         value=first,
         description="Run",
         layout={"width": "600px", "max_width": "96%"},
     )
     beside = widgets.Dropdown(
-        options=[(_EMPTY, ""), *menu.items()],
+        options=[(_EMPTY, ""), *menu],
         value="",
         description="Beside it",
         layout={"width": "600px", "max_width": "96%"},

@@ -87,6 +87,12 @@ class Panel:
         self.cancel = self._button("Cancel", "cancel", "Stop what is going on")
         self.export = self._button("Export figure", "export", "Write what is shown as .pdf, .png and .json")
         self.cancel.disabled = True
+        self.code = widgets.ToggleButton(
+            description="Copy as code", tooltip="Python that gives these numbers without a screen",
+            layout={"width": "max-content"},
+        )  # fmt: skip
+        self.code.observe(lambda _: self._show_or_hide_code(), "value")
+        self._show_or_hide_code()
         self._rows = {layer: self._row(layer, state) for layer in state.layers}
         self.box = widgets.VBox(
             [
@@ -101,9 +107,9 @@ class Panel:
                 self._line(self.range, self.undo, self.redo, self.reset),
                 self._line(self.menu, self.k, self.use, self.threshold),
                 widgets.VBox([row["box"] for row in self._rows.values()]),
-                self._line(self.ablate, self.retrain, self.cancel, self.export),
-                self._flips,
+                self._line(self.ablate, self.retrain, self.cancel, self.export, self.code),
                 self._code,
+                self._flips,
             ]
         )
 
@@ -213,6 +219,10 @@ class Panel:
 
     def show_code(self, html: str) -> None:
         self._code.value = html
+
+    def _show_or_hide_code(self) -> None:
+        self.code.description = "Hide the code" if self.code.value else "Copy as code"
+        self._code.layout.display = "" if self.code.value else "none"
 
     def say(self, text: str, *, error: bool = False) -> None:
         """A line under the numbers; empty takes it away."""

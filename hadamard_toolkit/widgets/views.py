@@ -16,15 +16,24 @@ STYLE = """<style>
 .hadamard-pruner {color: var(--jp-ui-font-color1, #1f1f1f); font-family: var(--jp-ui-font-family, sans-serif)}
 .hadamard-pruner .widget-html-content {line-height: 1.4}
 .hadamard-pruner h3 {margin: 4px 0 0; font-size: 16px; font-weight: 600}
+.hadamard-pruner h4 {margin: 8px 0 0; font-size: 13px; font-weight: 600}
 .hadamard-pruner p {margin: 2px 0; max-width: 75em}
 .hadamard-pruner table.hp {border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px}
 .hadamard-pruner table.hp caption {text-align: left; padding: 2px 8px 2px 0; color: var(--jp-ui-font-color2, #5f5f5f)}
-.hadamard-pruner table.hp th, .hadamard-pruner table.hp td {padding: 3px 10px; text-align: right; white-space: nowrap;
+.hadamard-pruner table.hp th, .hadamard-pruner table.hp td {padding: 3px 8px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--jp-border-color2, #d0d0d0); background: none; color: inherit}
 .hadamard-pruner table.hp th {font-weight: 600}
-.hadamard-pruner table.hp .words {text-align: left; white-space: normal}
+.hadamard-pruner table.hp .words {text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 5em}
 .hadamard-pruner .stale {color: var(--jp-ui-font-color2, #5f5f5f); font-style: italic}
-.hadamard-pruner .scroll {overflow-x: auto; max-width: 100%}
+.hadamard-pruner .scroll {overflow-x: auto; max-width: 100%; container-type: inline-size}
+@container (max-width: 620px) {
+  .hadamard-pruner table.hp-scores, .hadamard-pruner table.hp-scores :is(caption, tbody, tr) {display: block}
+  .hadamard-pruner table.hp-scores thead {display: none}
+  .hadamard-pruner table.hp-scores tr {border-bottom: 1px solid var(--jp-border-color2, #d0d0d0); padding: 4px 0}
+  .hadamard-pruner table.hp-scores td {display: flex; justify-content: space-between; border: 0; padding: 1px 0}
+  .hadamard-pruner table.hp-scores td::before {content: attr(data-name); padding-right: 1em;
+    color: var(--jp-ui-font-color2, #5f5f5f)}
+}
 .hadamard-pruner .bars {display: grid; grid-template-columns: 4.2em 76px 4.4em; column-gap: 6px; align-items: center;
   font-size: 12px; font-variant-numeric: tabular-nums; line-height: 15px}
 .hadamard-pruner .bars .track {height: 8px; background: var(--jp-layout-color3, #d8d8d8)}
@@ -61,11 +70,19 @@ def short(value: float) -> str:
     return "—" if value != value else (f"{value:.3g}" if value and abs(value) < 100 else f"{value:.0f}")
 
 
-def interval(score: Score) -> str:
-    """The interval of the difference, or that nothing changed."""
+def difference(score: Score) -> str:
+    """Pruned minus unpruned with its interval, or that nothing changed."""
     if math.isnan(score.low):
         return "no prediction changed"
-    return f"[{number(score.low, sign=True)}, {number(score.high, sign=True)}]"
+    interval = f"[{number(score.low, sign=True)}, {number(score.high, sign=True)}]"
+    return f"{number(score.difference, sign=True)} {interval}"
+
+
+def flipped(score: Score) -> str:
+    """How many rows changed their class, of how many, and how many of them became right and wrong."""
+    if score.metric in ("pearson", "spearman"):
+        return f"— of {score.n}"
+    return f"{score.changed} of {score.n} (+{score.gained} / −{score.lost})"
 
 
 def evidence(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, float], *, kept: bool) -> str:
@@ -96,6 +113,18 @@ def _bar(label: str, value: float, largest: float) -> str:
     return f"<span>{label}</span>{bar}<span>{short(value)}</span>"
 
 
+_COLUMNS = (
+    "Task",
+    "Metric",
+    "Unpruned",
+    "Pruned",
+    "Difference, 95 % interval",
+    "Flipped rows",
+    "State of the numbers",
+)
+_WORDS = {"Task", "Metric", "State of the numbers"}
+
+
 def numbers(rows: Iterable[Mapping[str, Any]], kept: str) -> str:
     """The score of every task with what is kept, against the unpruned model. `rows`: task, score, status, retrained."""
     body = []
@@ -103,37 +132,26 @@ def numbers(rows: Iterable[Mapping[str, Any]], kept: str) -> str:
         body.append(_score_row(str(row["task"]), row["score"], str(row["status"])))
         if row.get("retrained") is not None:
             body.append(_score_row(f"{row['task']}, retrained", row["retrained"], str(row["retrained_as"])))
-    head = "".join(
-        f"<th{kind}>{name}</th>"
-        for name, kind in (
-            ("Task", ' class="words"'), ("Metric", ' class="words"'), ("Unpruned", ""), ("Pruned", ""),
-            ("Difference", ""), ("95 % interval", ""), ("Flipped", ""), ("Rows", ""),
-            ("State of the numbers", ' class="words"'),
-        )
-    )  # fmt: skip
+    head = "".join(f"<th{_kind(name)}>{name}</th>" for name in _COLUMNS)
     caption = f"Kept: <b>{escape(kept)}</b>"
     table = f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="scroll" role="status" aria-live="polite"><table class="hp hp-scores">{table}</table></div>'
 
 
 def _score_row(task: str, score: Score | None, status: str) -> str:
-    stale = ' class="stale"' if not status.startswith(("up to date", "run ")) else ""
-    if score is None:
-        words = '<td class="words">'
-        return f'<tr{stale}>{words}{escape(task)}</td><td colspan="7"></td>{words}{escape(status)}</td></tr>'
-    cells = [
-        number(score.full),
-        number(score.value),
-        number(score.difference, sign=True),
-        interval(score),
-        "—"
-        if score.metric in ("pearson", "spearman")
-        else f"{score.changed} (+{score.gained} / −{score.lost})",
-        f"{score.n}",
-    ]
-    told = "".join(f"<td>{cell}</td>" for cell in cells)
-    words = f'<td class="words">{escape(task)}</td><td class="words">{escape(score.metric)}</td>'
-    return f'<tr{stale}>{words}{told}<td class="words">{escape(status)}</td></tr>'
+    told = [""] * 5
+    if score is not None:
+        told = [score.metric, number(score.full), number(score.value), difference(score), flipped(score)]
+    cells = "".join(
+        f'<td{_kind(name)} data-name="{name}">{escape(cell)}</td>'
+        for name, cell in zip(_COLUMNS, [task, *told, status], strict=True)
+    )
+    stale = "" if status.startswith(("up to date", "run ")) else ' class="stale"'
+    return f"<tr{stale}>{cells}</tr>"
+
+
+def _kind(column: str) -> str:
+    return ' class="words"' if column in _WORDS else ""
 
 
 def costs(kept: pd.Series, full: pd.Series) -> str:
@@ -150,7 +168,7 @@ def costs(kept: pd.Series, full: pd.Series) -> str:
 
 
 def flips(tables: Mapping[str, pd.DataFrame], totals: Mapping[str, int | None]) -> str:
-    """The rows whose prediction changed, task by task, as a part that opens."""
+    """The rows whose prediction changed, task by task."""
     parts = []
     for task, table in tables.items():
         total = totals[task]
@@ -175,17 +193,14 @@ def flips(tables: Mapping[str, pd.DataFrame], totals: Mapping[str, int | None]) 
             head = "".join(f"<th{' class=words' if name == 'Text' else ''}>{name}</th>" for name in names)
             whole = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
             parts.append(f'<div class="scroll"><table class="hp">{whole}</table></div>')
-    return f"<details open><summary>Examples that changed</summary>{''.join(parts)}</details>"
+    return f"<h4>Examples that changed</h4>{''.join(parts)}"
 
 
 def code(text: str) -> str:
     """Code with a button that copies it, where the browser lets one."""
     rows = min(16, text.count("\n") + 1)
     area = f'<textarea class="hp" readonly rows="{rows}" aria-label="Code">{escape(text)}</textarea>'
-    return (
-        f'<details><summary>Copy as code</summary>{area}<br><button class="hp" type="button" onclick="{escape(_COPY)}">'
-        "Copy</button></details>"
-    )
+    return f'<div>{area}<br><button class="hp" type="button" onclick="{escape(_COPY)}">Copy</button></div>'
 
 
 def message(text: str, *, error: bool = False) -> str:

@@ -32,6 +32,8 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 SCREENS = Path(__file__).resolve().parents[2] / "build" / "pruner"
+STUDY = Path(__file__).resolve().parents[2] / "notebooks" / "06_layer_pruning.ipynb"
+BEFORE = dict(os.environ)  # what fixtures of the whole session then change
 PATIENCE = 180.0  # seconds for anything to happen: a loaded machine is no failure
 
 
@@ -65,9 +67,17 @@ def places(tmp_path_factory: pytest.TempPathFactory, store: RunStore) -> dict[st
     """The environment of the servers: where runs are read, retrained ones and figures go."""
     folder = tmp_path_factory.mktemp("pruner")
     return {
+        **os.environ,
+        **apart(folder),
         "HADAMARD_STORE": str(store.folder),
         "HADAMARD_RUN": store.keys()[0],
         "HADAMARD_RETRAINED": str(folder / "runs"),
+    }
+
+
+def apart(folder: Path) -> dict[str, str]:
+    """Figures, and what Jupyter reads and writes, in a folder of their own."""
+    return {
         "HADAMARD_FIGURES": str(folder / "figures"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_DATA_DIR": str(folder / "data"),
@@ -90,11 +100,11 @@ class Server:
     def __init__(
         self, command: list[str], environment: dict[str, str], ready: str, url: str, folder: Path
     ) -> None:
-        kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        kept = {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
         self.url, self.said = url, ""
         self._process = subprocess.Popen(
             command,
-            env={**kept, **environment},
+            env=kept,
             cwd=folder,
             text=True,
             stdout=subprocess.PIPE,
@@ -135,6 +145,26 @@ def voila(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     command = [sys.executable, "-m", "hadamard_toolkit.cli", "pruner", "--store", places["HADAMARD_STORE"]]
     command += ["--run", places["HADAMARD_RUN"], "--port", str(port), "--no-browser"]
     server = Server(command, places, r"Voil. is running at", f"http://127.0.0.1:{port}/", folder)
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of notebook 06 as an app, on the reference runs and the embedded data."""
+    port, folder = free_port(), tmp_path_factory.mktemp("study")
+    command = [
+        sys.executable,
+        "-m",
+        "voila",
+        str(STUDY),
+        "--Voila.ip=127.0.0.1",
+        f"--port={port}",
+        "--no-browser",
+    ]
+    server = Server(
+        command, {**BEFORE, **apart(folder)}, r"Voil. is running at", f"http://127.0.0.1:{port}/", folder
+    )
     yield server.url
     server.stop()
 

@@ -15,7 +15,7 @@ from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.pruning_state import Event, Keep, PruningState, Range, Toggle, Undo
-from tests.browser.conftest import PATIENCE, SCREENS
+from tests.browser.conftest import BEFORE, PATIENCE, SCREENS, STUDY
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=PATIENCE * 1000)
@@ -47,14 +47,12 @@ def check(page: Page, headless: Headless) -> None:
     expect(page.locator(".hp-scores caption b")).to_have_text(state.range_text)
     row = page.locator(".hp-scores tbody tr").first
     expect(row.locator("td").last).to_contain_text("up to date")
-    assert row.locator("td").all_text_contents()[1:8] == [
+    assert row.locator("td").all_text_contents()[1:6] == [
         score.metric,
         views.number(score.full),
         views.number(score.value),
-        views.number(score.difference, sign=True),
-        views.interval(score),
-        f"{score.changed} (+{score.gained} / −{score.lost})",
-        str(score.n),
+        views.difference(score),
+        views.flipped(score),
     ]
     cost = headless.evaluation.cost(state.kept)
     expect(page.get_by_text(re.compile(rf"^Trained {cost['trained']:,} of "))).to_be_visible()
@@ -127,10 +125,12 @@ def drive(page: Page, headless: Headless, places: dict[str, str]) -> None:
     record = json.loads(Path(places["HADAMARD_FIGURES"], "pruned_layers.json").read_text())
     assert record["notes"]["kept"] == headless.state.range_text == "0,2"
 
-    page.get_by_text("Copy as code").click()
-    code = page.get_by_label("Code", exact=True).input_value()
-    assert "kept = (0, 2)" in code
-    assert f".run({places['HADAMARD_RUN']!r})" in code
+    code = page.get_by_label("Code", exact=True)
+    expect(code).to_be_hidden()
+    page.get_by_role("button", name="Copy as code").click()
+    expect(code).to_be_visible()
+    assert "kept = (0, 2)" in code.input_value()
+    assert f".run({places['HADAMARD_RUN']!r})" in code.input_value()
 
 
 def opened(page: Page) -> None:
@@ -150,7 +150,7 @@ def test_voila(page: Page, voila: str, headless: Headless, places: dict[str, str
     opened(page)
     drive(page, headless, places)
     screenshot(page, "voila-light")
-    page.set_viewport_size({"width": 420, "height": 1000})
+    page.set_viewport_size({"width": 420, "height": 2000})
     screenshot(page, "voila-narrow")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0, "nothing sticks out at a narrow width"
@@ -163,12 +163,7 @@ def test_voila_in_the_dark(page: Page, voila: str, headless: Headless) -> None:
     page.get_by_role("button", name="Layer 0: kept").click()
     headless.apply(Toggle(0))
     check(page, headless)
-    ink, ground = page.evaluate(
-        "() => { const t = document.querySelector('.hp-scores td'); let g = t; "
-        "while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)' && g.parentElement) g = g.parentElement; "
-        "return [getComputedStyle(t).color, getComputedStyle(g).backgroundColor] }"
-    )
-    assert luminance(ink) - luminance(ground) > 0.5, "light on dark"
+    assert contrast(page) > 0.5, "light on dark"
     screenshot(page, "voila-dark")
 
 
@@ -222,6 +217,16 @@ def folders(places: dict[str, str]) -> set[str]:
     return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
+def contrast(page: Page) -> float:
+    """Luminance of the words of the table less that of what is behind them, from -1 to 1."""
+    ink, ground = page.evaluate(
+        "() => { const t = document.querySelector('.hp-scores td'); let g = t; "
+        "while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)' && g.parentElement) g = g.parentElement; "
+        "return [getComputedStyle(t).color, getComputedStyle(g).backgroundColor] }"
+    )
+    return luminance(ink) - luminance(ground)
+
+
 def luminance(colour: str) -> float:
     red, green, blue = (float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -244,4 +249,31 @@ def test_jupyterlab(
     page.keyboard.press("Control+Enter")
     opened(page)
     drive(page, headless, places)
+    assert contrast(page) < -0.5, "dark on light"
     screenshot(page, "lab-light")
+    page.get_by_role("menuitem", name="Settings").click()
+    for words in ("Theme", "JupyterLab Dark"):
+        page.locator(".lm-Menu-itemLabel").get_by_text(words, exact=True).click()
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-name", "JupyterLab Dark")
+    expect(page.locator("#jupyterlab-splash")).to_have_count(0)
+    page.locator(".hp-scores").scroll_into_view_if_needed()
+    assert contrast(page) > 0.5, "light on dark"
+    screenshot(page, "lab-dark")
+
+
+def test_the_study_itself_as_an_app(page: Page, study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.goto(study, wait_until="commit")
+    opened(page)
+    page.get_by_role("button", name="Copy as code").click()
+    [key] = re.findall(r"\.run\('(\w+)'\)", page.get_by_label("Code", exact=True).input_value())
+    page.get_by_role("button", name="Undo", exact=True).click()  # the preset that the notebook applied
+    for name in ("HADAMARD_DATA", "HADAMARD_CACHE"):  # not those of the tiny run
+        monkeypatch.delenv(name, raising=False)
+        if name in BEFORE:
+            monkeypatch.setenv(name, BEFORE[name])
+    headless = Headless(key, RunStore(STUDY.parents[1] / "data" / "reference_runs"))
+    check(page, headless)
+    page.get_by_role("button", name="Layer 0: kept").click()
+    headless.apply(Toggle(0))
+    check(page, headless)
+    page.locator(".hadamard-pruner").screenshot(path=SCREENS / "study.png")

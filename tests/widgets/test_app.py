@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from hadamard_toolkit.cli import main
@@ -24,6 +25,34 @@ def test_the_app_offers_the_runs_of_a_store(
     assert isinstance(pruner, LayerPruner)
     assert choose.value == store.keys()[1] == pruner.specs[0].key
     assert pruner._store.folder == tmp_path
+
+
+def test_the_menu_says_what_was_trained_and_how_well(store: RunStore) -> None:
+    shown = app.prunable(store)
+    table = store.load().query("headline and split == 'test'").set_index("key")
+    assert {*shown["key"]} == {*store.keys()}
+    for row in shown.itertuples():
+        value = table.loc[row.key, "value"]
+        told = f"sst2, Hadamard(), seed {row.seed}, 64 rows: test accuracy {value:.3f} ({row.key[:6]})"
+        assert row.words == told
+
+
+def test_it_opens_with_what_was_tried_most_where_the_data_are_at_hand() -> None:
+    rows = [
+        ("a", "mpnet-base", "embedded/tweets-polarity", "Hadamard()"),
+        ("b", "minilm-l6", "cola", "BitFit()"),
+        ("c", "minilm-l6", "cola", "BitFit()"),
+        ("d", "minilm-l6", "embedded/movies-polarity", "BitFit()"),
+        ("e", "minilm-l6", "embedded/tweets-polarity", "BitFit()"),
+        ("f", "minilm-l6", "embedded/tweets-polarity", "Hadamard()"),
+        ("g", "minilm-l6", "embedded/tweets-polarity", "Hadamard()"),
+        ("h", "minilm-l6", "cola", "Hadamard()"),
+        ("i", "minilm-l6", "cola", "Hadamard()"),
+        ("j", "minilm-l6", "cola", "Hadamard()"),
+    ]
+    shown = pd.DataFrame(rows, columns=["key", "backbone", "task", "label"])
+    assert app.to_begin_with(shown) == "f"
+    assert app.to_begin_with(shown[shown["task"] == "cola"]) == "h"
 
 
 def test_two_runs_side_by_side(store: RunStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import views
-from hadamard_toolkit.widgets.evaluation import Evaluation
+from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.orders import consensus_order
 from hadamard_toolkit.widgets.pruner import LayerPruner
 from hadamard_toolkit.widgets.pruning_state import Range, Toggle
@@ -73,15 +74,36 @@ def test_the_numbers_are_those_of_an_evaluation_without_a_screen(pruner: LayerPr
         pruner.apply(Range(text))
         score = evaluation.score(pruner.state.kept)
         [row] = shown(pruner)
-        assert row[2:5] == [
+        assert row[2:] == [
             views.number(score.full),
             views.number(score.value),
-            views.number(score.difference, sign=True),
+            views.difference(score),
+            views.flipped(score),
+            "up to date, validation rows",
         ]
-        assert row[7:] == [str(score.n), "up to date, validation rows"]
         assert pruner.scores().iloc[0]["value"] == score.value
         assert f"<b>{evaluation.cost(pruner.state.kept)['trained']:,}</b>" in pruner.panel._costs.value
         assert f"{score.changed} predictions flipped" in pruner.panel._flips.value
+
+
+def test_scores_in_words() -> None:
+    score = Score("accuracy", 0.71875, 0.8125, -0.2263, 0.0498, n=32, changed=5, gained=1, lost=4, loss=0.6)
+    assert views.difference(score) == "−0.0938 [−0.2263, +0.0498]"
+    assert views.flipped(score) == "5 of 32 (+1 / −4)"
+    nothing = replace(score, value=score.full, low=float("nan"), high=float("nan"))
+    assert views.difference(nothing) == "no prediction changed"
+    assert views.flipped(replace(score, metric="spearman")) == "— of 32"
+
+
+def test_code_is_shown_when_asked_for_and_stays(pruner: LayerPruner) -> None:
+    panel = pruner.panel
+    assert (panel.code.description, panel._code.layout.display) == ("Copy as code", "none")
+    panel.code.value = True
+    pruner.apply(Toggle(1))
+    assert (panel.code.description, panel._code.layout.display) == ("Hide the code", "")
+    assert "kept = (0, 2)" in panel._code.value
+    panel.code.value = False
+    assert (panel.code.description, panel._code.layout.display) == ("Copy as code", "none")
 
 
 def test_code_gives_the_same_numbers_headless(
