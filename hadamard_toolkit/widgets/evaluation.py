@@ -187,12 +187,10 @@ class Evaluation:
         """What `score` would say, if it was asked before."""
         return self._scores.get((False, check_places(self.attachment, kept)))
 
-    def at_hand(self, kept: Collection[int | Place], *, quick: bool) -> tuple[Score | None, str]:
-        """The best number that takes no waiting and what to call it: the score, else (`quick`) a preview, else None."""
+    def at_hand(self, kept: Collection[int | Place]) -> tuple[Score, str]:
+        """The best number that takes no waiting and what to call it: the score, else a preview."""
         if (score := self.known(kept)) is not None:
             return score, f"up to date, {self.split} rows"
-        if not quick:
-            return None, "stale: not computed"
         score = self.preview(kept)
         return score, f"stale: preview on {score.n} rows"
 

@@ -1,11 +1,12 @@
-"""The order in which the runs of other tasks let their layers go."""
+"""Orders in which layers may go: as the runs of other tasks let them go, or as the score misses them least."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets.evaluation import Evaluation
 
 
 def consensus_order(store: RunStore, tasks: Collection[str], layers: Collection[int]) -> tuple[int, ...]:
@@ -31,3 +32,15 @@ def consensus_order(store: RunStore, tasks: Collection[str], layers: Collection[
     # the size that is left when a layer goes: the larger, the earlier
     left = steps.groupby(["task", "removed"])["size"].mean().groupby("removed").mean()
     return tuple(int(layer) for layer in left.sort_values(ascending=False, kind="stable").index)
+
+
+def greedy_order(evaluation: Evaluation) -> Generator[tuple[str, float], None, tuple[int, ...]]:
+    """The order in which `evaluation.greedy` removes layers; as it goes, what it does and its share of the whole."""
+    layers = {layer for layer, _ in evaluation.places}
+    removals, order = evaluation.greedy(), list[int]()
+    while left := layers - set(order):
+        for layer in left:  # a step each time, where the iterator would take them all at once
+            for _ in evaluation.steps(left - {layer}):
+                yield f"greedy elimination on {evaluation.name}", len(order) / len(layers)
+        order.append(next(removals))
+    return tuple(order)

@@ -25,7 +25,7 @@ from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.adapters import pruned_adapter
 from hadamard_toolkit.widgets.background import Background, Idle, Steps
 from hadamard_toolkit.widgets.evaluation import ROWS, Score
-from hadamard_toolkit.widgets.orders import consensus_order
+from hadamard_toolkit.widgets.orders import consensus_order, greedy_order
 from hadamard_toolkit.widgets.pruning_state import (
     Event,
     Keep,
@@ -158,7 +158,7 @@ class LayerPruner(widgets.VBox):
             self._idle.stop()
             self._retrained.clear()
             self.panel.say("")
-            self._draw(quick=True)
+            self._draw()
             self._later()
         else:
             self.panel.sync(self.state)
@@ -225,29 +225,22 @@ class LayerPruner(widgets.VBox):
         """Compute what the score misses without each part, and show it beside its switch."""
 
         def work() -> Steps:
-            total = len(self.evaluations) * len(self.state.places)
+            places, total = self.state.places, len(self.evaluations) * len(self.state.places)
             for index, evaluation in enumerate(self.evaluations):
-                for number, place in enumerate(self.state.places):
-                    found = evaluation.score(frozenset(self.state.places) - {place})
-                    self._without.setdefault(index, {})[place] = found.difference
-                    yield (
-                        "leaving out one part at a time",
-                        (index * len(self.state.places) + number + 1) / total,
-                    )
+                for number, place in enumerate(places):
+                    without = frozenset(places) - {place}
+                    for _ in evaluation.steps(without):
+                        yield "leaving out one part at a time", (index * len(places) + number) / total
+                    self._without.setdefault(index, {})[place] = evaluation.score(without).difference
 
-        self._slowly(work(), lambda: self._draw())
+        self._slowly(work(), self._draw)
 
     def _greedily(self, k: int | None) -> None:
         """Backward elimination on the first task's rows, then the k layers that stay longest."""
-        order: list[int] = []
 
         def work() -> Steps:
-            count = len(self.state.layers)
             if "greedy" not in self._orders:
-                for done, layer in enumerate(self.evaluations[0].greedy(), start=1):
-                    order.append(layer)
-                    yield f"greedy elimination on {self.evaluations[0].name}", done / count
-                self._orders["greedy"] = tuple(order)
+                self._orders["greedy"] = yield from greedy_order(self.evaluations[0])
 
         self._slowly(work(), lambda: self.apply(Keep(self._last(self._orders["greedy"], k))))
 
@@ -307,7 +300,7 @@ class LayerPruner(widgets.VBox):
                         f"run {spec.key}",
                     )
 
-        self._slowly(work(), lambda: self._draw(), pause=PROCESS_LOOK)
+        self._slowly(work(), self._draw, pause=PROCESS_LOOK)
 
     def cancel(self) -> None:
         """Stop what is going on: a retraining, a greedy search, leaving out one by one."""
@@ -320,9 +313,11 @@ class LayerPruner(widgets.VBox):
         self._background.start(steps, lambda: self._guard(then), pause)
 
     def _progress(self, text: str, share: float | None) -> None:
-        if share is None:
-            self._job = None
         self.panel.progress(text, share)
+        if share is None:  # the end, however it came
+            self._job = None
+            if not self._closed:
+                self._later()
 
     # taking it away --------------------------------------------------------------------------------------------
 
@@ -355,12 +350,12 @@ class LayerPruner(widgets.VBox):
 
     # view ------------------------------------------------------------------------------------------------------
 
-    def _draw(self, *, quick: bool = False) -> None:
-        """Show the state and the best numbers at hand: the score, else (`quick`) a preview marked as such."""
+    def _draw(self) -> None:
+        """Show the state and the best numbers at hand: the score, else a preview marked as such."""
         kept = self.state.kept
         rows = []
         for index, evaluation in enumerate(self.evaluations):
-            score, status = evaluation.at_hand(kept, quick=quick)
+            score, status = evaluation.at_hand(kept)
             retrained, told = self._retrained.get(index, (None, ""))
             rows.append(
                 {
@@ -374,7 +369,7 @@ class LayerPruner(widgets.VBox):
         self.panel.show_numbers(views.numbers(rows, self.state.range_text))
         first = self.evaluations[0]
         self.panel.show_costs(views.costs(first.cost(kept), first.cost(self.state.places)))
-        if not quick or all(e.known(kept) is not None for e in self.evaluations):
+        if all(e.known(kept) is not None for e in self.evaluations):
             tables = {e.name: e.flipped(kept) for e in self.evaluations}
             totals = {
                 e.name: None if e.task.kind == "regression" else e.score(kept).changed

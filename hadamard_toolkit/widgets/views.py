@@ -138,10 +138,8 @@ def numbers(rows: Iterable[Mapping[str, Any]], kept: str) -> str:
     return f'<div class="scroll" role="status" aria-live="polite"><table class="hp hp-scores">{table}</table></div>'
 
 
-def _score_row(task: str, score: Score | None, status: str) -> str:
-    told = [""] * 5
-    if score is not None:
-        told = [score.metric, number(score.full), number(score.value), difference(score), flipped(score)]
+def _score_row(task: str, score: Score, status: str) -> str:
+    told = [score.metric, number(score.full), number(score.value), difference(score), flipped(score)]
     cells = "".join(
         f'<td{_kind(name)} data-name="{name}">{escape(cell)}</td>'
         for name, cell in zip(_COLUMNS, [task, *told, status], strict=True)

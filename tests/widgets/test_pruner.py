@@ -171,6 +171,58 @@ def test_while_nothing_happens_the_next_flips_are_scored_ahead(run: Run, tmp_pat
     asyncio.run(session())
 
 
+@pytest.mark.parametrize("ends", ["by itself", "cancelled", "with an error"])
+def test_a_score_that_long_work_cut_off_still_comes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+
+    async def session() -> None:
+        with LayerPruner(run, store=tmp_path / "runs", ahead=False) as pruner:
+            panel = pruner.panel
+            pruner.apply(Range("0,2"))
+            if ends == "with an error":
+                leaving = frozenset(pruner.state.places) - {pruner.state.places[3]}
+                score = pruner.evaluations[0].score
+                monkeypatch.setattr(
+                    pruner.evaluations[0], "score", lambda kept: 1 / 0 if kept == leaving else score(kept)
+                )
+            panel.ablate.press()
+            assert shown(pruner)[0][-1].startswith("stale: preview")
+            await until(lambda: not panel.cancel.disabled)
+            if ends == "cancelled":
+                panel.cancel.press()
+            await until(lambda: panel.cancel.disabled)
+            said = {"by itself": "", "cancelled": "cancelled", "with an error": "division by zero"}[ends]
+            await until(lambda: said in panel._message.value)
+            await until(lambda: shown(pruner)[0][-1].startswith("up to date"))
+            assert shown(pruner)[0][3] == views.number(Evaluation.of_run(run).score((0, 2)).value)
+
+    asyncio.run(session())
+
+
+def test_a_greedy_search_gives_way_to_cancel_between_batches(run: Run, tmp_path: Path) -> None:
+    async def session() -> None:
+        with LayerPruner(run, store=tmp_path / "runs", ahead=False) as pruner:
+            panel, before = pruner.panel, pruner.state
+            passes: list[int] = []
+            pruner.evaluations[0]._cache.attachment.model.register_forward_hook(lambda *_: passes.append(1))
+            pruner.preset("greedy", 1)
+            await until(lambda: "greedy elimination" in panel._progress.value)
+            panel.cancel.press()
+            begun = len(passes)
+            await until(lambda: panel._message.value != "")
+            assert "cancelled" in panel._message.value
+            assert len(passes) <= begun + 1
+            assert pruner.state == before
+            pruner.preset("greedy", 1)
+            await until(lambda: pruner.state != before)
+            *_, last = Evaluation.of_run(run).greedy()
+            assert pruner.state.kept_layers == (last,)
+
+    asyncio.run(session())
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Give the loop time until something holds."""
     for _ in range(1000):
