@@ -84,13 +84,13 @@ def pruner_app(store: str | Path | None = None, run: str | None = None, **option
         options=menu,
         value=first,
         description="Run",
-        layout={"width": "600px", "max_width": "96%"},
+        layout={"width": "900px", "max_width": "96%"},
     )
     beside = widgets.Dropdown(
         options=[(_EMPTY, ""), *menu],
         value="",
         description="Beside it",
-        layout={"width": "600px", "max_width": "96%"},
+        layout={"width": "900px", "max_width": "96%"},
     )
 
     def show(_: object = None) -> None:

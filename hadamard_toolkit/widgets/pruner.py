@@ -39,7 +39,7 @@ from hadamard_toolkit.widgets.pruning_state import (
     Undo,
 )
 from hadamard_toolkit.widgets.retrain import Retraining
-from hadamard_toolkit.widgets.subjects import headless_code, subjects
+from hadamard_toolkit.widgets.subjects import headless_code, profile_of, subjects
 
 try:
     import ipywidgets as widgets
@@ -342,7 +342,8 @@ class LayerPruner(widgets.VBox):
     def export(self, name: str = "pruned_layers", *, folder: str | Path | None = None) -> Saved:
         """Write that figure through `ht.plotting.save`, and say where."""
         notes = {"kept": self.state.range_text, "runs": [spec.key for spec in self.specs if spec is not None]}
-        saved = save(self.figure(), name, table=self.table(), folder=folder or self._figures, notes=notes)
+        folder, profile = folder or self._figures, profile_of(self.specs)
+        saved = save(self.figure(), name, table=self.table(), folder=folder, profile=profile, notes=notes)
         self.panel.say(
             f"written: {saved.pdf.name}, {saved.png.name}, {saved.json.name} in {views.near(saved.pdf.parent)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks.base import Task
+from hadamard_toolkit.training import protocols
 from hadamard_toolkit.widgets.adapters import adapter_source, pruned_adapter
 from hadamard_toolkit.widgets.evaluation import Evaluation
 from hadamard_toolkit.widgets.pruning_state import PruningState
@@ -55,6 +57,18 @@ def subjects(
             )
         found.append(Evaluation.of_run(run, name=name, **options))
     return found, [run.spec for run in runs], [run.folder.parent if run.folder else None for run in runs]
+
+
+def profile_of(specs: Sequence[RunSpec | None]) -> str | None:
+    """What `plotting.save` calls a figure of these runs: `smoke` where one saw no more rows than a smoke run does.
+
+    None leaves it to `save`: where `$HADAMARD_PROFILE` says it, and for an attachment whose training is not known.
+    """
+    if os.environ.get("HADAMARD_PROFILE") or None in specs:
+        return None
+    rows = [spec.protocol.train_rows for spec in specs if spec is not None]
+    few = protocols.smoke().train_rows or 0
+    return "smoke" if any(count is not None and count <= few for count in rows) else "runs"
 
 
 def headless_code(

@@ -18,12 +18,14 @@ from ipywidgets import Output, Widget
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.orders import consensus_order
 from hadamard_toolkit.widgets.pruner import LayerPruner
 from hadamard_toolkit.widgets.pruning_state import Range, Toggle
+from hadamard_toolkit.widgets.subjects import profile_of
 from tests.adapters.life import shake
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
@@ -339,6 +341,21 @@ def test_the_figure_says_what_is_shown(pruner: LayerPruner, tmp_path: Path) -> N
     assert set(rows.loc[rows["kept"], "layer"]) == {1, 2}
     assert rows["value"].tolist() == pytest.approx([pruner.scores()["value"].iloc[0]] * len(rows))
     assert "written: pruned_layers.pdf" in pruner.panel._message.value
+
+
+def test_a_figure_is_marked_as_smoke_where_its_runs_are(
+    tiny_spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HADAMARD_PROFILE", raising=False)
+
+    def spec(rows: int | None) -> RunSpec:
+        return replace(tiny_spec, protocol=replace(tiny_spec.protocol, train_rows=rows))
+
+    assert profile_of([spec(1000), spec(192)]) == "smoke"
+    assert profile_of([spec(193), spec(None)]) == "runs"
+    assert profile_of([None]) is None, "what it was trained by is not known"
+    monkeypatch.setenv("HADAMARD_PROFILE", "paper")
+    assert profile_of([spec(192)]) is None, "said by the environment"
 
 
 def test_what_a_reader_cannot_see_is_said(pruner: LayerPruner) -> None:
