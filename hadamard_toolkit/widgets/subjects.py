@@ -97,6 +97,7 @@ def headless_code(
             after += [
                 "",
                 "# trained anew, with what is kept alone",
+                "# import dataclasses",
                 f"# {_retraining(state, spec, mark, store)}",
             ]
     return state.as_code(before="\n".join(before), after="\n".join(after))
