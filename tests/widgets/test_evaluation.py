@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
@@ -15,11 +18,12 @@ from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.studies.layers import layer_importance
 from hadamard_toolkit.widgets.adapters import adapter_source, pruned_adapter
-from hadamard_toolkit.widgets.evaluation import Evaluation
+from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.evidence import cost_table, evidence_table
 from hadamard_toolkit.widgets.pruning_state import Keep, PruningState, Range
 from tests.adapters.life import shake
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
+from tests.widgets.test_pruning_state import events
 
 SITES = ("attention_output", "attention_norm")
 
@@ -67,6 +71,29 @@ def test_the_same_state_has_the_same_score(evaluation: Evaluation) -> None:
     assert fresh.score(there.kept) == evaluation.score(there.kept)
     assert fresh.known((1,)) is None
     assert evaluation.preview((0, 2)).n == 8
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_the_same_state_has_the_same_score_whatever_came_before(
+    evaluation: Evaluation, data: st.DataObject
+) -> None:
+    """Events, previews and look-ahead on the way to a state against a fresh evaluation of that state alone."""
+    walked, fresh = (
+        Evaluation(evaluation.attachment, tiny_task(), tiny_tokenizer(), rows=30, preview=8) for _ in range(2)
+    )
+    state = PruningState.of(walked.places, walked.importance)
+    for event in data.draw(st.lists(events(state), max_size=6)):
+        state = state.apply(event)
+        asked = data.draw(st.sampled_from([walked.preview, walked.score, walked.prepare, walked.flips]))
+        found = asked(state.kept)
+        if not isinstance(found, Score):
+            for _ in itertools.islice(found, data.draw(st.integers(0, 12))):  # left half way, or gone through
+                pass
+    told, expected = walked.score(state.kept), fresh.score(state.kept)
+    assert told.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert replace(told, loss=0.0) == replace(expected, loss=0.0)
+    np.testing.assert_allclose(walked.logits(state.kept), fresh.logits(state.kept), rtol=0, atol=1e-6)
 
 
 def test_flips_scores_what_is_one_layer_away() -> None:
