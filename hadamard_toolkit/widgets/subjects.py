@@ -97,15 +97,15 @@ def headless_code(
             after += [
                 "",
                 "# trained anew, with what is kept alone",
-                "# import dataclasses",
-                f"# {_retraining(state, spec, mark, store)}",
+                *(f"# {line}" for line in _retraining(state, spec, mark, store)),
             ]
     return state.as_code(before="\n".join(before), after="\n".join(after))
 
 
-def _retraining(state: PruningState, spec: RunSpec, mark: str, store: RunStore) -> str:
+def _retraining(state: PruningState, spec: RunSpec, mark: str, store: RunStore) -> list[str]:
     try:
         adapter = adapter_source(pruned_adapter(spec.adapter, state))
     except ToolkitError as error:
-        return str(error)
-    return f"ht.run(dataclasses.replace(run{mark}.spec, adapter={adapter}), {str(store.folder)!r})"
+        return [str(error)]
+    call = f"ht.run(dataclasses.replace(run{mark}.spec, adapter={adapter}), {str(store.folder)!r})"
+    return ["import dataclasses", call]
