@@ -143,14 +143,14 @@ class Panel:
 
     def _row(self, layer: int, state: PruningState) -> dict[str, Any]:
         places = [place for place in state.places if place[0] == layer]
-        whole = self._switch((layer, None), f"All that the adapter has in layer {layer}", "140px")
+        whole = self._switch((layer, None), f"All that the adapter has in layer {layer}", "165px")
         sites: dict[Place, tuple[widgets.ToggleButton | None, widgets.HTML]] = {}
         children: list[widgets.Widget] = [whole]
         for place in places:
             switch = None
             if len(places) > 1:
-                switch = self._switch(place, f"{place[1]} of layer {layer}", "150px")
-            bars = widgets.HTML(layout={"width": "200px", "margin": "0 0 0 8px"})
+                switch = self._switch(place, f"{place[1]} of layer {layer}", "155px")
+            bars = widgets.HTML(layout={"width": "184px", "margin": "0 0 0 8px"})
             sites[place] = switch, bars
             # side by side however narrow the page is: bars belong to the switch before them
             children.append(

@@ -34,7 +34,7 @@ STYLE = """<style>
   .hadamard-pruner table.hp-scores td::before {content: attr(data-name); padding-right: 1em;
     color: var(--jp-ui-font-color2, #5f5f5f)}
 }
-.hadamard-pruner .bars {display: grid; grid-template-columns: 4.2em 76px 4.4em; column-gap: 6px; align-items: center;
+.hadamard-pruner .bars {display: grid; grid-template-columns: 4.2em 60px 4.4em; column-gap: 6px; align-items: center;
   font-size: 12px; font-variant-numeric: tabular-nums; line-height: 15px}
 .hadamard-pruner .bars .track {height: 8px; background: var(--jp-layout-color3, #d8d8d8)}
 .hadamard-pruner .bars .bar {height: 8px; background: var(--jp-brand-color1, #1976d2)}
@@ -67,7 +67,7 @@ def number(value: float, *, sign: bool = False) -> str:
 
 def short(value: float) -> str:
     """Three significant digits."""
-    return "—" if value != value else (f"{value:.3g}" if value and abs(value) < 100 else f"{value:.0f}")
+    return "—" if value != value else (f"{value:#.3g}" if value and abs(value) < 100 else f"{value:.0f}")
 
 
 def difference(score: Score) -> str:
