@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
     Subject = Run | Attachment | tuple[PreTrainedModel, Attachment]
 
 PROCESS_LOOK = 0.2  # seconds between looks at a retraining
+OPENING = (
+    4.0  # seconds of opening that go into preparing flips; a large model does the rest while nothing happens
+)
 
 
 class LayerPruner(widgets.VBox):
@@ -75,7 +80,7 @@ class LayerPruner(widgets.VBox):
     spec: of an attachment, what it was trained by; retraining needs it.
     figures: folder of exported figures, see `ht.plotting.save`.
     ahead: whether the next flip is prepared: on opening by what the upper layers read with the lowest off (about two
-        passes over the model), then, while nothing else happens, by the scores one flip away.
+        passes over the model, 4 seconds at most), then, while nothing else happens, by the scores one flip away.
 
     Switching takes nothing away for good: the model is as it was after every evaluation, also after an error. `state`
     is the `PruningState` shown, `apply(event)` changes it, `settle()` waits for the numbers, `scores()` are these.
@@ -121,8 +126,10 @@ class LayerPruner(widgets.VBox):
         self._ahead, self._idle = ahead, Idle(self._show)
         for evaluation in self.evaluations:
             evaluation.score(places)
-            if ahead:
-                deque(evaluation.prepare(places), maxlen=0)
+        until = time.monotonic() + OPENING
+        if ahead:
+            steps = chain.from_iterable(evaluation.prepare(places) for evaluation in self.evaluations)
+            deque(takewhile(lambda _: time.monotonic() < until, steps), maxlen=0)
         self.panel = Panel(self.state, self._guard, self)
         super().__init__([self.panel.box])
         self.add_class("hadamard-pruner")
@@ -225,13 +232,8 @@ class LayerPruner(widgets.VBox):
         """Compute what the score misses without each part, and show it beside its switch."""
 
         def work() -> Steps:
-            places, total = self.state.places, len(self.evaluations) * len(self.state.places)
             for index, evaluation in enumerate(self.evaluations):
-                for number, place in enumerate(places):
-                    without = frozenset(places) - {place}
-                    for _ in evaluation.steps(without):
-                        yield "leaving out one part at a time", (index * len(places) + number) / total
-                    self._without.setdefault(index, {})[place] = evaluation.score(without).difference
+                self._without[index] = yield from evaluation.leaving_out()
 
         self._slowly(work(), self._draw)
 

@@ -20,6 +20,7 @@ from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets import pruner as module
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.orders import consensus_order
@@ -169,6 +170,23 @@ def test_while_nothing_happens_the_next_flips_are_scored_ahead(run: Run, tmp_pat
             before = len(evaluation._logits)
             await asyncio.sleep(0.1)
             assert len(evaluation._logits) == before, "a closed pruner computes nothing"
+
+    asyncio.run(session())
+
+
+def test_opening_prepares_for_a_bounded_time_and_the_rest_follows(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LayerPruner(run, store=tmp_path / "runs") as pruner:
+        whole = set(pruner.evaluations[0]._cache._prepared)
+    assert len(whole) > 2
+    monkeypatch.setattr(module, "OPENING", 0.0)
+
+    async def session() -> None:
+        with LayerPruner(run, store=tmp_path / "runs") as pruner:
+            [cache] = [evaluation._cache for evaluation in pruner.evaluations]
+            assert len(cache._prepared) <= 2, "what the first score left"
+            await until(lambda: set(cache._prepared) == whole)
 
     asyncio.run(session())
 
