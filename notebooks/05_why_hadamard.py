@@ -120,8 +120,8 @@ figure
 #
 # Every subset of {W, b, norm} trained by the same two stages. The empty one is the head alone, and the norm alone is the
 # control that an adapter has to beat. The effect of a part is the paired difference of runs with and without it, same task and seed:
-# beside nothing, beside both others, and on average over the four states of the others. Intervals pool the spread of seeds within tasks; they
-# speak of other seeds on these tasks, not of other tasks.
+# beside nothing, beside both others, and on average over the four states of the others; last, W and b together beside the norm. Intervals
+# pool the spread of seeds within tasks; they speak of other seeds on these tasks, not of other tasks.
 
 # %% tags=["nbval-check-output"]
 grid = ht.studies.ablation_table(store.only(PLAN).load())
@@ -135,12 +135,14 @@ print(
 )
 effects = ht.studies.component_effects(grid)
 wanted = effects[
-    effects["beside"].isin(["nothing", "average"]) | effects["beside"].str.contains("+", regex=False)
+    effects["beside"].isin(["nothing", "average"])
+    | effects["beside"].str.contains("+", regex=False)
+    | (effects["part"] == "W + b")
 ]
 print(f"{wanted['low'].isna().sum()} comparisons have one pair per task, and so no interval")
 for row in wanted.dropna().itertuples():
     print(
-        f"{row.part:<4} beside {row.beside:<10} {100 * row.effect:+5.1f} points [{100 * row.low:+.1f}, {100 * row.high:+.1f}] "
+        f"{row.part:<5} beside {row.beside:<10} {100 * row.effect:+5.1f} points [{100 * row.low:+.1f}, {100 * row.high:+.1f}] "
         f"({row.tasks} tasks, {row.runs} pairs)"
     )
 
@@ -179,4 +181,9 @@ main = effects[effects["beside"] == "average"].dropna().sort_values("effect", as
 for row in main.itertuples():
     print(
         f"{row.part}: {100 * row.effect:+.1f} points on average [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+    )
+for row in effects[effects["part"] == "W + b"].dropna().itertuples():
+    print(
+        f"the adapter (W + b) over the norm alone: {100 * row.effect:+.1f} points [{100 * row.low:+.1f}, {100 * row.high:+.1f}] "
+        f"({row.tasks} tasks, {row.runs} pairs)"
     )

@@ -87,7 +87,8 @@ def component_effects(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
 
     `table` is that of `ablation_table`. For every part and each state of the two others, d = score with - score
     without, one number per task and seed in which both were run. Rows: `part`, `beside` (what else trains;
-    `"average"` is the main effect: the mean over the four states, of tasks and seeds that have all eight cells),
+    `"average"` is the main effect: the mean over the four states, of tasks and seeds that have all eight cells; last,
+    `"W + b"` beside `"norm"`: the adapter against the norm alone, the control that it has to beat),
     `effect` (the mean over tasks of the mean over seeds), `sd` over seeds within tasks (pooled), `low` and `high` (by
     t, seeds within tasks: for these tasks and other seeds), `tasks`, `runs`. NaN where there is one seed per task.
     """
@@ -104,6 +105,10 @@ def component_effects(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
         if len(every) == 2 ** (len(PARTS) - 1):
             mean = pd.concat(every, axis=1).dropna().mean(axis=1)
             rows.append({"part": SYMBOLS[part], "beside": "average", **_effect(mean, level)})
+    everything, control = cell_name(True, True, True), cell_name(False, False, True)
+    if {everything, control} <= set(wide.columns):
+        both = (wide[everything] - wide[control]).dropna()
+        rows.append({"part": cell_name(True, True, False), "beside": control, **_effect(both, level)})
     columns = ["part", "beside", "effect", "sd", "low", "high", "tasks", "runs"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -63,8 +63,8 @@ def test_planted_effects_come_back() -> None:
     assert table["cell"].unique().tolist() == [cell_name(*cell) for cell in CELLS]
     assert table.loc[table["cell"] == "W + b + norm", "gain"].to_numpy() == pytest.approx(0.09)
     effects = component_effects(table)
-    assert len(effects) == 3 * 5
-    for part, size in planted.items():
+    assert len(effects) == 3 * 5 + 1
+    for part, size in {**planted, "W + b": 0.06}.items():
         assert effects.loc[effects["part"] == part, "effect"].to_numpy() == pytest.approx(size)
     whole = effects[(effects["part"] == "W") & (effects["beside"] == "b + norm")].iloc[0]
     assert (whole["tasks"], whole["runs"]) == (2, 6)
@@ -74,7 +74,7 @@ def test_in_noise_the_interval_holds_zero_as_often_as_it_says() -> None:
     held = []
     for seed in range(60):
         effects = component_effects(ablation_table(runs({}, noise=0.01, seed=seed)))
-        main = effects[effects["beside"] == "average"]
+        main = effects[(effects["beside"] == "average") | (effects["part"] == "W + b")]
         held += ((main["low"] <= 0) & (main["high"] >= 0)).tolist()
     assert 0.90 < np.mean(held) < 0.99
 
@@ -85,6 +85,9 @@ def test_missing_cells_leave_their_comparisons_out() -> None:
     assert part[part["beside"] == "average"]["effect"].isna().all() or "average" not in set(part["beside"])
     assert not ((part["part"] == "W") & (part["beside"] == "nothing")).any()
     assert ((part["part"] == "W") & (part["beside"] == "b")).any()
+    control = component_effects(whole[whole["cell"] != "norm"])
+    assert "W + b" in set(part["part"])
+    assert "W + b" not in set(control["part"])
     assert ablation_table(runs({}).iloc[:0]).empty
 
 
