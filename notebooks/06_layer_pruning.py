@@ -180,7 +180,8 @@ print(agreement.round(3).to_string(index=False))
 #
 # Walk down the greedy path while "not worse than all layers by the margin" holds on held-out rows (one-sided 5 %, hierarchical bootstrap of the
 # paired difference in accuracy over seeds and rows; for regression a t test over seeds). Then test the set that was chosen, once, on test
-# rows. With so few held-out rows the walk stops early: a set can be as good and not be *shown* to be.
+# rows. With so few held-out rows the walk stops early: a set can be as good and not be *shown* to be. And where the adapter has learned
+# next to nothing, nothing is lost by taking it out: the last line says what all layers are worth.
 
 # %% tags=["nbval-check-output"]
 smallest = studies.smallest_set(removals, paths, margin=MARGIN)
@@ -192,6 +193,10 @@ print(smallest[columns].round(3).to_string(index=False))
 agreed = studies.smallest_set(removals, paths, margin=MARGIN, rule="consensus")
 told = [f"{row.task} {row.size}" + (", confirmed" if row.confirmed else "") for row in agreed.itertuples()]
 print(f"layers that must stay when all other tasks choose the order (consensus): {'; '.join(told)}")
+bare = curves[(curves["rule"] == "greedy") & (curves["size"] == 0)]
+worth = -100 * bare.groupby("task")["difference"].mean()
+told = [f"{task} {points:+.1f}" for task, points in worth.items()]
+print(f"points of all layers over none: {'; '.join(told)}")
 
 # %%
 sizes = smallest.set_index("task")["size"].astype(int).to_dict()
