@@ -62,7 +62,7 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def places(tmp_path_factory: pytest.TempPathFactory, store: RunStore) -> dict[str, str]:
     """The environment of the servers: where runs are read, retrained ones and figures go."""
     folder = tmp_path_factory.mktemp("pruner")
@@ -138,7 +138,7 @@ class Server:
         self._reader.join(5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def voila(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the app as `hadamard pruner` serves it."""
     port, folder = free_port(), tmp_path_factory.mktemp("voila")
@@ -169,7 +169,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of JupyterLab with the app's notebook open."""
     port, folder = free_port(), tmp_path_factory.mktemp("lab")

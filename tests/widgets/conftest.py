@@ -17,18 +17,18 @@ from tests.runs.conftest import PROTOCOL, backbone_folder, data_root
 __all__ = ["backbone_folder", "data_root"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_spec(
     backbone_folder: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunSpec]:
-    """Hadamard on a tiny backbone; data and cache are its own for the whole session."""
+    """Hadamard on a tiny backbone; data and cache are its own, and no other folder's tests see them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HADAMARD_DATA", str(data_root))
         patch.setenv("HADAMARD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield RunSpec(str(backbone_folder), "sst2", ht.Hadamard(), PROTOCOL)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(tiny_spec: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     """That run, done, with vectors that moved far enough for layers to matter."""
     store = RunStore(tmp_path_factory.mktemp("store"))
