@@ -59,9 +59,7 @@ if TYPE_CHECKING:
     Subject = Run | Attachment | tuple[PreTrainedModel, Attachment]
 
 PROCESS_LOOK = 0.2  # seconds between looks at a retraining
-OPENING = (
-    4.0  # seconds of opening that go into preparing flips; a large model does the rest while nothing happens
-)
+OPENING = 4.0  # seconds of opening for preparing flips; a large model does the rest while nothing happens
 
 
 class LayerPruner(widgets.VBox):

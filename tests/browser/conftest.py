@@ -33,7 +33,7 @@ FLAGS = [
 ]  # fmt: skip
 SCREENS = Path(__file__).resolve().parents[2] / "build" / "pruner"
 STUDY = Path(__file__).resolve().parents[2] / "notebooks" / "06_layer_pruning.ipynb"
-BEFORE = dict(os.environ)  # what fixtures of the whole session then change
+BEFORE = dict(os.environ)  # as it is before fixtures change it
 PATIENCE = 180.0  # seconds for anything to happen: a loaded machine is no failure
 
 
