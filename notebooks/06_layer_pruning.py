@@ -189,7 +189,9 @@ columns = ["task", "size", "kept", "held_out_low", "test", "test_low", "confirme
 seeds, held_out, tested = (smallest[f"n_{name}"].min() for name in ("seeds", "held_out", "test"))
 print(f"margin {MARGIN}; differences to all layers and their one-sided 95 % bounds")
 print(f"per task at least {seeds} seed(s), {held_out} held-out rows, {tested} test rows")
-print(smallest[columns].round(3).to_string(index=False))
+# layers by seed, 0 first, as digits: "12345; 01234"
+short = smallest["kept"].str.replace(r"\d+: ", "", regex=True).str.replace(",", "")
+print(smallest.assign(kept=short)[columns].round(3).to_string(index=False))
 agreed = studies.smallest_set(removals, paths, margin=MARGIN, rule="consensus")
 told = [f"{row.task} {row.size}" + (", confirmed" if row.confirmed else "") for row in agreed.itertuples()]
 print(f"layers that must stay when all other tasks choose the order (consensus): {'; '.join(told)}")
