@@ -35,7 +35,8 @@ __all__ = ["backbone_folder", "data_root", "make_spec"]  # fixtures
 pytestmark = pytest.mark.gpu
 
 EXACT, HALF = 1e-4, 5e-2
-WITHOUT_AUTOCAST = ("deberta",)  # transformers' own attention fills with a float32 bound that bfloat16 cannot hold
+# transformers' own attention of DeBERTa fills with a float32 bound that bfloat16 cannot hold.
+WITHOUT_AUTOCAST = ("deberta",)
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
