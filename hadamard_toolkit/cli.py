@@ -187,6 +187,7 @@ def _fetch(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol, parse_sparsity
     from hadamard_toolkit.runs.record import describe, is_subset
+    from hadamard_toolkit.runs.rescue import rescue
     from hadamard_toolkit.runs.run import run
     from hadamard_toolkit.runs.spec import RunSpec
     from hadamard_toolkit.runs.store import RunStore
@@ -201,7 +202,12 @@ def _run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     known = spec in store
-    finished = run(spec, store)
+    try:
+        finished = run(spec, store)
+    except ToolkitError as error:
+        if saved := rescue(error):
+            print(f"hadamard: the trained run is saved in {saved}", file=sys.stderr)
+        raise
     state = "was there already" if known else f"done in {finished.times['total']:.1f} s"
     print(f"{finished.key}  {state}: {finished.folder}")
     print(f"{spec.task}, {spec.backbone}, {describe(spec)}, seed {spec.seed}")
@@ -224,7 +230,7 @@ def _runs(options: argparse.Namespace) -> int:
     store = RunStore(options.store)
     with warnings.catch_warnings(record=True) as skipped:
         warnings.simplefilter("always")
-        table = store.load()
+        table, failed = store.load(), store.failed()
     for warning in skipped:
         print(f"hadamard: {warning.message}", file=sys.stderr)
     if options.csv:
@@ -232,7 +238,7 @@ def _runs(options: argparse.Namespace) -> int:
     elif options.json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        _show_runs(table, store.failed(), options.store)
+        _show_runs(table, failed, options.store)
     return 0
 
 
@@ -319,7 +325,7 @@ def _pruner(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+    from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
     from hadamard_toolkit.measurements import MEASUREMENTS, measure
     from hadamard_toolkit.runs.store import RunStore
 
@@ -330,10 +336,12 @@ def _measure(options: argparse.Namespace) -> int:
     for name in ("task", "method", "seed"):
         if wanted := getattr(options, name):
             table = table[table[name].astype(str).isin(wanted)]
+    if len(table):
+        store.check_writable()
     for row in table.itertuples():
         try:
             found = f"{len(measure(options.measurement, part.run(str(row.key)), part))} rows"
-        except (ArgumentError, UnsupportedError) as error:  # it does not apply to this run
+        except (ArgumentError, DataError, UnsupportedError) as error:  # not of this run, or it is damaged
             found = f"left out: {error}"
         print(f"{row.key}  {row.task}  {row.label}  seed {row.seed}  {found}", flush=True)
     return int(table.empty)

@@ -25,6 +25,10 @@ class DownloadError(ToolkitError, OSError):
     """A file could not be fetched, or its checksum is wrong."""
 
 
+class StoreError(ToolkitError, OSError):
+    """A store of runs cannot be written to."""
+
+
 class TrainingError(ToolkitError, ArithmeticError):
     """Training diverged."""
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hadamard_toolkit import cli, doctor, pinned
 from hadamard_toolkit.downloads import file_sha256
 from hadamard_toolkit.errors import DownloadError, ToolkitError
 from hadamard_toolkit.runs import environment
+from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from tests.runs.conftest import backbone_folder, data_root, make_spec
@@ -130,6 +132,57 @@ def test_runs_names_failures_and_damage(
     assert "1 failed:" in out
     assert "ArgumentError: layers=(9,) is not allowed" in out
     assert "notes" in err
+
+
+def test_notes_that_cannot_be_read_do_not_hide_the_runs(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "0123456789abcdef.json").write_text("")
+    status, out, err = command("runs", "--store", tmp_path)
+    assert (status, out) == (0, f"0 runs in {tmp_path}\n")
+    assert err.startswith("hadamard: skipped ")
+    assert "0123456789abcdef.json" in err
+
+
+@pytest.mark.parametrize("what", [["runs"], ["measure", "gates"], ["pruner"]])
+def test_a_store_that_is_not_there_is_not_an_empty_one(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, what: list[str]
+) -> None:
+    status, out, err = command(*what, "--store", tmp_path / "typo")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "typo' is not there" in err
+
+
+def test_a_run_that_its_store_cannot_take_is_saved_elsewhere(
+    command: Callable[..., tuple[int, str, str]],
+    backbone_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, real = tmp_path / "store", RunStore.add
+
+    def full(self: RunStore, done: Run) -> Run:
+        if self.folder == store:
+            raise OSError(28, "No space left on device")
+        return real(self, done)
+
+    monkeypatch.setattr(RunStore, "add", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = ["run", "--backbone", backbone_folder, "--task", "sst2", "--adapter", "HeadOnly", *TINY]
+    status, out, err = command(*one, "--store", store)
+    saved, reason = err.splitlines()[-2:]
+    folder = Path(saved.removeprefix("hadamard: the trained run is saved in "))
+    assert (status, out) == (2, "")
+    assert RunStore(folder.parent).run(folder.name).spec.task == "sst2"
+    assert "could not be written" in reason
+    assert "No space left on device" in reason
+
+    store.rmdir()
+    store.write_text("a file in the way")
+    status, out, err = command(*one, "--store", store / "runs")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "store is a file, and a store is a folder" in err
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,29 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DataError(f"{RECORD} in {folder} was changed: its spec belongs to key {key_of(record['spec'])}")
     if record["key"] != folder.name:
         raise DataError(f"{folder} holds the run {record['key']}; a run's folder bears its key")
+    if wrong := _wrong_value(record):
+        raise DataError(f"{RECORD} in {folder} is damaged: {wrong}")
     return record
+
+
+def _wrong_value(record: dict[str, Any]) -> str | None:
+    """What of a record's scores and times is no number, or not there; None where all is well."""
+    metrics, times = record["metrics"], record["times"]
+    if not isinstance(metrics, dict) or not all(isinstance(values, dict) for values in metrics.values()):
+        return "metrics is not a table of splits and metrics"
+    if record["headline"] not in metrics.get("test", {}):
+        return f"metrics has no test score {record['headline']!r}"
+    for split, values in metrics.items():
+        for name, value in values.items():
+            if value is not None and not _is_number(value):
+                return f"metrics has {split} {name}={value!r}, which is no number"
+    if not isinstance(times, dict) or not _is_number(times.get("total")):
+        return "times has no total in seconds"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_run(folder: Path) -> Run:

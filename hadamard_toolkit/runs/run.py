@@ -17,6 +17,7 @@ import pandas as pd
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.rescue import UnsavedRunError
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
 
@@ -36,6 +37,8 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
 
     With a `store` (or its folder) the run is recorded there, and a run that is there already is read, not trained
     again; then `attachment` is None and `Run.restore` loads it. A failure is recorded with its reason and raised.
+    A store that cannot be written to is a `StoreError` before anything is trained; where writing fails later, the
+    `UnsavedRunError` carries the trained run.
 
     The seed is set before anything is built: on one machine, with the same number of threads, the same spec gives
     the same bytes on the CPU.
@@ -47,13 +50,17 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     store = as_store(store)
     if spec in store:
         return store.run(spec.key)
+    store.check_writable()
     try:
         done = _train(spec, store)
     except Exception as error:
         store.add_failure(spec, error)
         raise
     if PartialState().is_main_process:  # of several that train one run together, one records it
-        store.add(done)
+        try:
+            store.add(done)
+        except Exception as error:  # a full disk has as many classes of error as there are writers
+            raise UnsavedRunError(done, store, error) from error
     return done
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
+from hadamard_toolkit.errors import ArgumentError, DataError, StoreError, check_choice
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.runs.environment import describe_error
 from hadamard_toolkit.runs.record import (
@@ -43,6 +44,7 @@ STAGING = re.compile(r"\.staging-(\d+)-")
 STALE_SECONDS = (
     600  # a record is written in seconds; a process of another machine is not ours to judge sooner
 )
+PROBE = 1 << 20  # bytes that a store must have room for before a run is trained for it
 COUNTS = ("trained", "stored", "nonzero")
 ROLES = ("adapter", "norm", "gate", "head")
 COLUMNS = (
@@ -86,10 +88,10 @@ class RunStore:
         check_choice("keep", keep, KEEP)
         self.keep = keep
         self._only: frozenset[str] | None = None
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ArgumentError(
-                f"folder={str(folder)!r} is not allowed; it is a file, and a store is a folder"
-            )
+        for place in (self.folder, *self.folder.parents):
+            if os.path.isfile(place):
+                what = "it is a file" if place == self.folder else f"{place} is a file"
+                raise ArgumentError(f"folder={str(folder)!r} is not allowed; {what}, and a store is a folder")
 
     def only(self, runs: Iterable[RunSpec | str] | str | Path) -> RunStore:
         """This store with nothing but these runs (specs or keys), or those of a plan file: one study's part of it.
@@ -146,8 +148,12 @@ class RunStore:
         than the official ones. `trained`, `stored` and `nonzero` count parameters without the head,
         `…_with_head` with it, `…_<role>` by role. `adapter`, `protocol` and `sparsity` are JSON text, `label` the
         adapter (and its pruning) as code. `seconds` is the whole run. A folder that is no run is skipped with a
-        warning that names it.
+        warning that names it. `DataError` where the store's folder is not there.
         """
+        if not os.path.isdir(self.folder):
+            raise DataError(
+                f"store={str(self.folder)!r} is not there; it comes into being with its first run"
+            )
         rows: list[dict[str, Any]] = []
         for folder in self._folders():
             try:
@@ -173,11 +179,21 @@ class RunStore:
         return fixed.set_index("key").join(values)
 
     def failed(self) -> pd.DataFrame:
-        """Runs that failed and were not done since: key, backbone, task, label, seed, error, message, when."""
+        """Runs that failed and were not done since: key, backbone, task, label, seed, error, message, when.
+
+        A note that cannot be read is skipped with a warning that names it.
+        """
         columns = ["key", "backbone", "task", "label", "seed", "error", "message", "when"]
-        notes = sorted((self.folder / FAILED).glob("*.json"))
-        records = [json.loads(path.read_text("utf-8")) for path in notes if self._shown(path.stem)]
-        flat = [{**record["spec"], **record} for record in records]
+        flat = []
+        for path in sorted((self.folder / FAILED).glob("*.json")):
+            if self._shown(path.stem):
+                try:
+                    note = json.loads(path.read_text("utf-8"))
+                    row = {**note["spec"], **note}
+                    flat.append({name: row[name] for name in columns})
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    reason = f"it is not the note of a failed run ({type(error).__name__}: {error})"
+                    warnings.warn(f"skipped {path}: {reason}", stacklevel=2)
         return pd.DataFrame(flat, columns=columns)
 
     def _folders(self) -> list[Path]:
@@ -211,10 +227,30 @@ class RunStore:
         if not path.is_file():
             table = json.loads(measure().to_json(orient="split", index=False, double_precision=9))
             lines = ",\n".join(json.dumps(row) for row in table["data"])
-            atomic_write(path, f'{{"columns": {json.dumps(table["columns"])}, "data": [\n{lines}\n]}}\n')
+            try:
+                atomic_write(path, f'{{"columns": {json.dumps(table["columns"])}, "data": [\n{lines}\n]}}\n')
+            except OSError as error:  # what was measured is worth having all the same
+                warnings.warn(f"{path} cannot be written, so {name} is not kept: {error}", stacklevel=2)
+                return pd.DataFrame(**table)
         return pd.DataFrame(**json.loads(path.read_text("utf-8")))
 
     # writing ---------------------------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raise `StoreError` unless the folder can be made and takes a file of some size now."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(bytes(PROBE))
+                probe.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"store={str(self.folder)!r} cannot be written to: {error.strerror or error}; "
+            "choose another folder, or make this one writable with some room on its disk"
+        )
 
     def add(self, run: Run) -> Run:
         """Write a freshly trained run, wholly or not at all, and forget an earlier failure of it."""
@@ -227,7 +263,10 @@ class RunStore:
         return run
 
     def add_failure(self, spec: RunSpec, error: BaseException) -> None:
-        """Note under `failed/<key>.json` why a run failed; a later success removes the note."""
+        """Note under `failed/<key>.json` why a run failed; a later success removes the note.
+
+        Where the note cannot be written, a warning says so: it must not take the place of the failure itself.
+        """
         note = {
             "schema": 1,
             "key": spec.key,
@@ -236,25 +275,30 @@ class RunStore:
             **describe_error(error),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        atomic_write(
-            self.folder / FAILED / f"{spec.key}.json", json.dumps(note, indent=1, sort_keys=True) + "\n"
-        )
+        path = self.folder / FAILED / f"{spec.key}.json"
+        try:
+            atomic_write(path, json.dumps(note, indent=1, sort_keys=True) + "\n")
+        except OSError as problem:
+            warnings.warn(f"{path} cannot be written: {problem}", stacklevel=2)
 
     @contextmanager
     def claim(self, spec: RunSpec) -> Iterator[bool]:
         """Whether the caller alone may do this run now; held until the block ends.
 
         The claim is a lock of the operating system on `.claims/<key>`: two sweeps over one store never do a run
-        twice, and the claim of a process that died, however it died, is gone with it.
+        twice, and the claim of a process that died, however it died, is gone with it. `StoreError` where a claim
+        cannot be written.
         """
         path = self.folder / CLAIMS / spec.key
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, blocking=False)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             yield False
             return
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             yield True
         finally:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice, check_range
+from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError, check_choice, check_range
 from hadamard_toolkit.runs.environment import usable_cores
 from hadamard_toolkit.runs.record import describe, read_record
+from hadamard_toolkit.runs.rescue import rescue
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
@@ -65,9 +68,14 @@ def sweep(
         shows the same in a terminal and in Jupyter.
 
     A run that fails is recorded with its reason (`RunStore.failed`) and does not stop the rest; the next sweep tries it
-    again. Runs that another sweep over the same store has in hand are left to it. Interrupting loses only the runs
-    in hand. Worker processes import this library afresh: tasks and adapters of your own must be registered by a module
-    that they import, and a script must guard its sweep with `if __name__ == "__main__":`.
+    again. A run whose record is damaged counts as failed and stays as it is; its reason says what to remove. A store
+    that cannot be written to is a `StoreError` before the first run; a run that was trained and could not be written
+    is saved to a folder that its reason names. Runs that another sweep over the same store has in hand are left to it.
+    Interrupting loses only the runs in hand.
+
+    Worker processes import this library afresh: tasks and adapters of your own must be registered by a module that
+    they import, and a script must guard its sweep with `if __name__ == "__main__":`. Workers that cannot start are an
+    `ArgumentError`.
 
     Returns a row per spec, in the order given: `key, backbone, task, label, seed, status, score, seconds, reason`, with
     `status` one of `present` (done before), `done`, `failed`, `elsewhere`, and `score` the headline on test.
@@ -79,8 +87,12 @@ def sweep(
     if wrong := [spec for spec in plan if not isinstance(spec, RunSpec)]:
         raise ArgumentError(f"specs holds {wrong[0]!r}; every one must be a RunSpec")
     missing = [spec for spec in plan if spec not in store]
+    if missing:
+        store.check_writable()
     became = {spec: Attempt(spec, "present") for spec in plan if spec in store}
-    for attempt in _with_progress(ENGINES[engine](missing, store, workers), len(missing), report):
+    damaged = [attempt for spec in became if (attempt := _damaged(spec, store))]
+    attempts = chain(damaged, ENGINES[engine](missing, store, workers))
+    for attempt in _with_progress(attempts, len(damaged) + len(missing), report):
         became[attempt.spec] = attempt
     return pd.DataFrame([_summary(became[spec], store) for spec in plan], columns=list(_SUMMARY))
 
@@ -90,13 +102,24 @@ _SUMMARY = ("key", "backbone", "task", "label", "seed", "status", "score", "seco
 
 def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
     spec, status, score, seconds = attempt.spec, attempt.status, float("nan"), float("nan")
-    if spec in store:  # also when the process that had it elsewhere has finished meanwhile
+    # also when the process that had it elsewhere has finished meanwhile
+    if spec in store and not _damaged(spec, store):
         record = read_record(store.folder / spec.key)
         status = "present" if status == "present" else "done"
         value = record["metrics"]["test"][record["headline"]]
         score, seconds = float("nan") if value is None else value, record["times"]["total"]
     fixed = (spec.key, spec.backbone, spec.task, describe(spec), spec.seed)
     return dict(zip(_SUMMARY, (*fixed, status, score, seconds, attempt.reason), strict=True))
+
+
+def _damaged(spec: RunSpec, store: RunStore) -> Attempt | None:
+    """A failed attempt where the record of a run that is there cannot be read; None where it can."""
+    try:
+        read_record(store.folder / spec.key)
+    except DataError as error:
+        way_out = f"remove the folder {store.folder / spec.key} to do the run again"
+        return Attempt(spec, "failed", f"{_one_line(error)}; {way_out}")
+    return None
 
 
 def _with_progress(
@@ -128,16 +151,17 @@ def duration(seconds: float) -> str:
 
 def attempt_run(spec: RunSpec, store: RunStore) -> Attempt:
     """Claim a spec, do it unless it is done, and never raise for a run that fails. This is what workers execute."""
-    with store.claim(spec) as mine:
-        if not mine:
-            return Attempt(spec, "elsewhere", "another process is at it")
-        try:
+    try:
+        with store.claim(spec) as mine:
+            if not mine:
+                return Attempt(spec, "elsewhere", "another process is at it")
             if spec not in store:
                 run(spec, store)
-        except Exception as error:
-            return Attempt(spec, "failed", _one_line(error))
-        finally:
-            gc.collect()  # hooks and modules refer to each other; a GPU should not have to wait for the collector
+    except Exception as error:
+        kept = rescue(error)
+        return Attempt(spec, "failed", _one_line(error) + (f"; it is saved in {kept}" if kept else ""))
+    finally:
+        gc.collect()  # hooks and modules refer to each other; a GPU should not have to wait for the collector
     return Attempt(spec, "done")
 
 
@@ -158,9 +182,11 @@ def _processes(specs: list[RunSpec], store: RunStore, workers: int | None) -> It
     devices = _gpus()
     size = min(workers or devices or max(1, usable_cores() // 2), max(1, len(specs)))
     queue = deque(specs)
+    _check_main()
     while queue:
         in_hand: dict[Future[Attempt], RunSpec] = {}
         pool = _pool(size, devices)
+        begun = pool.submit(_nothing)
         try:
             while queue or in_hand:
                 while queue and len(in_hand) < size:  # no more, so that a dead worker leaves few suspects
@@ -170,12 +196,34 @@ def _processes(specs: list[RunSpec], store: RunStore, workers: int | None) -> It
                     result = future.result()
                     del in_hand[future]
                     yield result
-        except BrokenProcessPool:
-            pass  # the suspects follow, one by one
+        except BrokenProcessPool:  # the suspects follow, one by one, unless no run has even begun
+            if not begun.done() or begun.exception() is not None:
+                raise ArgumentError(f"engine='processes' cannot start a worker process: {_GUARD}") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         for spec in in_hand.values():
             yield _alone(spec, store, devices)
+
+
+_GUARD = (
+    "a worker imports the script that sweeps, so the script must guard its sweep with "
+    "`if __name__ == \"__main__\":`; what a worker said stands above. Guard it, or use engine='inline'"
+)
+
+
+def _check_main() -> None:
+    """Refuse a program that workers could not import: one that came from standard input."""
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is not None and getattr(main, "__spec__", None) is None and not os.path.isfile(path):
+        raise ArgumentError(
+            f"engine='processes' is not allowed in a program from {Path(path).name}: a worker imports the script that "
+            "sweeps, so it must be a file; write it to one, or use engine='inline'"
+        )
+
+
+def _nothing() -> None:
+    """What a worker does first: an answer proves that it could start."""
 
 
 def _alone(spec: RunSpec, store: RunStore, devices: int) -> Attempt:

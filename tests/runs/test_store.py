@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.errors import ArgumentError, DataError, StoreError
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import COLUMNS, RunStore
@@ -51,13 +52,20 @@ def copies(store: RunStore, count: int) -> list[RunSpec]:
 
 def test_empty_store_is_an_empty_table(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "none yet")
-    assert (len(store), store.keys(), list(store.load().columns)) == (0, [], list(COLUMNS))
+    assert (len(store), store.keys()) == (0, [])
+    assert store.failed().empty
+    for read in (store.load, store.wide):  # a name with a slip must not pass for a store without runs
+        with pytest.raises(DataError, match=r"none yet' is not there"):
+            read()
+    assert not store.folder.exists()
+    store.folder.mkdir()
+    assert list(store.load().columns) == list(COLUMNS)
     assert store.load().empty
     assert store.wide().empty
-    assert store.failed().empty
-    assert not store.folder.exists()
     with pytest.raises(ArgumentError, match="it is a file"):
         RunStore(Path(__file__))
+    with pytest.raises(ArgumentError, match=r"test_store.py is a file, and a store is a folder"):
+        RunStore(Path(__file__) / "deep" / "runs")
 
 
 def test_load_is_tidy(done: RunStore, make_spec: MakeSpec) -> None:
@@ -112,7 +120,11 @@ def test_keys_may_be_cut_short_while_they_are_unique(done: RunStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["empty", "no json", "foreign", "schema", "edited", "incomplete", "renamed", "missing"]
+    "damage",
+    [
+        *("empty", "no json", "foreign", "schema", "edited", "incomplete", "renamed", "missing"),
+        *("metric in words", "metrics in a list", "no test score", "no time"),
+    ],
 )
 def test_damaged_folder_is_skipped_by_name_and_refused_when_asked_for(done: RunStore, damage: str) -> None:
     (spec,) = copies(done, 1)
@@ -131,6 +143,18 @@ def test_damaged_folder_is_skipped_by_name_and_refused_when_asked_for(done: RunS
         (folder / "run.json").write_text(json.dumps(record))
     elif damage == "incomplete":
         del record["metrics"]
+        (folder / "run.json").write_text(json.dumps(record))
+    elif damage == "metric in words":
+        record["metrics"]["test"]["loss"] = "low"
+        (folder / "run.json").write_text(json.dumps(record))
+    elif damage == "metrics in a list":
+        record["metrics"] = [1]
+        (folder / "run.json").write_text(json.dumps(record))
+    elif damage == "no test score":
+        del record["metrics"]["test"]["accuracy"]
+        (folder / "run.json").write_text(json.dumps(record))
+    elif damage == "no time":
+        record["times"]["total"] = "a minute"
         (folder / "run.json").write_text(json.dumps(record))
     elif damage == "renamed":
         folder = folder.rename(done.folder / "0123456789abcdef")
@@ -258,6 +282,55 @@ def test_failed_write_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         done.add(finished)
     assert sorted(done.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"spec": "sst2"}', "\ufffd"])
+def test_note_that_cannot_be_read_is_skipped_by_name(make_spec: MakeSpec, tmp_path: Path, text: str) -> None:
+    store = RunStore(tmp_path)
+    store.add_failure(make_spec(), ValueError("no"))
+    (tmp_path / "failed" / "0123456789abcdef.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"skipped .*0123456789abcdef\.json"):
+        assert store.failed()["message"].tolist() == ["no"]
+
+
+def in_the_way(tmp_path: Path) -> RunStore:
+    """A store whose folder cannot be made, whoever tries: a file came to lie on the path to it."""
+    store = RunStore(tmp_path / "place" / "runs")
+    store.folder.parent.write_text("")
+    return store
+
+
+def test_store_that_cannot_be_written_to_says_so(make_spec: MakeSpec, tmp_path: Path) -> None:
+    store = in_the_way(tmp_path)
+    with pytest.raises(StoreError, match=r"place/runs' cannot be written to: Not a directory"):
+        store.check_writable()
+    with pytest.raises(StoreError, match="cannot be written to"), store.claim(make_spec()):
+        pytest.fail("claimed all the same")
+    with pytest.warns(UserWarning, match=r"failed/.*cannot be written"):
+        store.add_failure(make_spec(), ValueError("no"))
+
+
+def test_full_disk_is_found_before_it_is_needed(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store = RunStore(tmp_path / "runs")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(StoreError, match=r"runs' cannot be written to: File too large"):
+            store.check_writable()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    store.check_writable()
+    assert not list(store.folder.iterdir())
+
+
+def test_what_was_measured_comes_back_although_it_cannot_be_kept(
+    done: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = done.keys()
+    (done.folder / key / "measured").write_text("in the way")
+    with pytest.warns(UserWarning, match="gates is not kept"):
+        found = done.measured(key, "gates", lambda: pd.DataFrame({"layer": [0, 1]}))
+    assert found["layer"].tolist() == [0, 1]
 
 
 def test_two_readers_agree(done: RunStore) -> None:

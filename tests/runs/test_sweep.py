@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, ToolkitError
+from hadamard_toolkit.errors import ArgumentError, StoreError, ToolkitError
 from hadamard_toolkit.runs import sweep as module
+from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.runs.sweep import Attempt, attempt_run, duration, sweep
@@ -124,15 +129,17 @@ class FragilePool:
     def __init__(self, size: int, devices: int) -> None:
         self.broken = False
 
-    def submit(self, function: Any, spec: RunSpec, store: RunStore) -> Future[Attempt]:
+    def submit(
+        self, function: Any, spec: RunSpec | None = None, store: RunStore | None = None
+    ) -> Future[Attempt | None]:
         if self.broken:
             raise BrokenProcessPool
-        future: Future[Attempt] = Future()
-        self.broken = spec.seed == 1
+        future: Future[Attempt | None] = Future()
+        self.broken = spec is not None and spec.seed == 1
         if self.broken:
             future.set_exception(BrokenProcessPool())
         else:
-            future.set_result(Attempt(spec, "done"))
+            future.set_result(Attempt(spec, "done") if spec is not None else None)
         return future
 
     def shutdown(self, **ignored: bool) -> None:
@@ -156,6 +163,95 @@ def test_only_the_run_that_kills_its_process_is_blamed(
         seed: "failed" if seed == 1 else "done" for seed in range(5)
     }
     assert len(attempts) == 5
+
+
+def pool_that_cannot_start(size: int, devices: int) -> ProcessPoolExecutor:
+    """Its workers die before their first task, as those of a script without a main guard do."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(size, mp_context=context, initializer=os._exit, initargs=(1,))
+
+
+def test_workers_that_cannot_start_are_one_error_and_no_failed_runs(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_pool", pool_that_cannot_start)
+    with pytest.raises(ArgumentError, match=r"engine='processes' cannot start .*__main__.*engine='inline'"):
+        sweep([make_spec(), make_spec(seed=1)], tmp_path, engine="processes", workers=1)
+    assert RunStore(tmp_path).failed().empty
+
+
+def test_processes_are_refused_in_a_program_from_standard_input(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = ModuleType("__main__")
+    program.__file__ = str(tmp_path / "<stdin>")
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.setattr(module, "_pool", lambda *arguments: pytest.fail("tried all the same"))
+    with pytest.raises(ArgumentError, match=r"engine='processes' is not allowed in a program from <stdin>"):
+        sweep([make_spec()], tmp_path, engine="processes", workers=1)
+    assert RunStore(tmp_path).failed().empty
+
+
+def test_store_that_cannot_be_written_to_is_one_error_before_the_first_run(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "run", lambda *arguments: pytest.fail("trained all the same"))
+    store = RunStore(tmp_path / "place" / "runs")
+    store.folder.parent.write_text("a file that came in the way")
+    for engine in ("inline", "processes"):
+        with pytest.raises(StoreError, match=r"place/runs' cannot be written to"):
+            sweep([make_spec()], store, engine=engine)
+    assert attempt_run(make_spec(), store).reason.startswith("StoreError: store=")
+
+
+def test_present_runs_are_told_of_a_store_that_is_only_read(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep([make_spec()], tmp_path)
+    monkeypatch.setattr(RunStore, "check_writable", lambda store: pytest.fail("nothing is to be written"))
+    assert sweep([make_spec()], tmp_path)["status"].tolist() == ["present"]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "metric"])
+def test_damaged_record_is_named_and_the_other_runs_are_done(
+    make_spec: MakeSpec, tmp_path: Path, damage: str
+) -> None:
+    specs = [make_spec(adapter=ht.HeadOnly(), seed=seed) for seed in (0, 1)]
+    sweep(specs[:1], tmp_path)
+    record = tmp_path / specs[0].key / "run.json"
+    good = record.read_text()
+    if damage == "metric":
+        found = json.loads(good)
+        found["metrics"]["test"]["accuracy"] = "high"
+        damage = json.dumps(found)
+    record.write_text(damage)
+    lines: list[str] = []
+    table = sweep(specs, tmp_path, report=lines.append)
+    assert table["status"].tolist() == ["failed", "done"]
+    assert specs[0].key in table["reason"][0]
+    assert "DataError: run.json in" in table["reason"][0]
+    assert table["reason"][0].endswith("to do the run again")
+    assert table["reason"][0] in lines[0]
+    assert table["score"].isna().tolist() == [True, False]
+    assert record.read_text() == damage  # it may still be mended by hand
+
+
+def test_run_that_cannot_be_written_is_saved_to_a_place_that_is_named(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, spec, real = RunStore(tmp_path / "runs"), make_spec(adapter=ht.HeadOnly()), RunStore.add
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(self: RunStore, done: Run) -> Run:
+        if self.folder == store.folder:
+            raise OSError(28, "No space left on device")
+        return real(self, done)
+
+    monkeypatch.setattr(RunStore, "add", full)
+    (reason,) = sweep([spec], store)["reason"]
+    assert "No space left on device" in reason
+    saved = Path(reason.split("; it is saved in ")[1])
+    assert RunStore(saved.parent).run(spec.key).score == real(store, run(spec)).score
 
 
 @pytest.mark.parametrize(
