@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -48,16 +49,27 @@ def file_sha256(path: Path) -> str:
 
 
 def checked_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered in a hidden marker beside it until its size or time of change differ."""
+    """SHA-256 of a file, remembered in the cache folder until its size or its times of change differ.
+
+    Nothing is written beside the file, which may be somebody else's; where the cache cannot be written to either, this
+    process alone remembers it.
+    """
     stat = path.stat()
-    marker = path.with_name(f".{path.name}.sha256")
-    state = f"{stat.st_size} {stat.st_mtime_ns}"
-    if marker.is_file():
-        known, _, digest = marker.read_text().rpartition(" ")
-        if known == state:
+    # The second time is set by the system: a copy that keeps the dates of another file still has its own.
+    return _remembered_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _remembered_sha256(path: Path, *state: int) -> str:
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+    note, now = cache_folder() / "hashes" / name, " ".join(map(str, state))
+    with suppress(OSError):
+        known, _, digest = note.read_text("utf-8").rpartition(" ")
+        if known == now:
             return digest
     digest = file_sha256(path)
-    atomic_write(marker, f"{state} {digest}")
+    with suppress(OSError):
+        atomic_write(note, f"{now} {digest}")
     return digest
 
 
@@ -71,7 +83,7 @@ def fetch(distribution: Distribution) -> Path:
     one; a wrong file is deleted, so that the next call fetches it anew.
     """
     target = downloads_folder() / distribution.filename
-    with locked(target):
+    with locked(target, ready=target.is_file()):
         if not target.is_file():
             _download(distribution, target)
         require_sha256(target, distribution.sha256)
@@ -79,23 +91,42 @@ def fetch(distribution: Distribution) -> Path:
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the one lock, between processes, of whatever is made at `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+def locked(target: Path, *, ready: bool = False) -> Iterator[None]:
+    """Hold the one lock, between processes, of whatever is made at `target`.
+
+    A place that cannot be written to needs no lock where all is `ready`, and is refused otherwise.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not ready:
+            tempfile.TemporaryFile(dir=target.parent).close()
+        lock.acquire()
+    except OSError as error:
+        if not ready:
+            raise DownloadError(
+                f"{target.name} has no place: {target.parent} cannot be written to ({error.strerror or error}); "
+                "set HADAMARD_CACHE to a folder that can"
+            ) from None
         yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_sha256(path: Path, expected: str) -> None:
     """Raise `DownloadError`, and delete the file, unless its SHA-256 is `expected`."""
     found = checked_sha256(path)
-    if found != expected:
+    if found == expected:
+        return
+    try:
         path.unlink()
-        path.with_name(f".{path.name}.sha256").unlink(missing_ok=True)
-        raise DownloadError(
-            f"{path.name} is damaged: expected SHA-256 {expected}, found {found}. "
-            f"It was deleted from {path.parent}; call again to get it anew"
-        )
+        remedy = f"It was deleted from {path.parent}; call again to get it anew"
+    except OSError as error:
+        remedy = f"It cannot be deleted from {path.parent} ({error.strerror or error}); replace it there"
+    raise DownloadError(f"{path.name} is damaged: expected SHA-256 {expected}, found {found}. {remedy}")
 
 
 def _download(distribution: Distribution, target: Path) -> None:

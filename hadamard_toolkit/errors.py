@@ -22,7 +22,7 @@ class DataError(ToolkitError, ValueError):
 
 
 class DownloadError(ToolkitError, OSError):
-    """A file could not be fetched, or its checksum is wrong."""
+    """A file could not be fetched, has no place to be kept, or its checksum is wrong."""
 
 
 class StoreError(ToolkitError, OSError):

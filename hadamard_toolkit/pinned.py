@@ -91,7 +91,8 @@ def pinned_folder(name: str) -> Path:
     """
     check_choice("name", name, PINNED)
     pinned, folder = PINNED[name], cache_folder() / "backbones" / name
-    with locked(folder):
+    whole = all((folder / file).is_file() for file in pinned.files)
+    with locked(folder, ready=whole):
         if not all((folder / file).is_file() for file in pinned.files):
             _unpack(pinned, folder)
         for file, digest in pinned.files.items():

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from hadamard_toolkit import downloads
 from hadamard_toolkit.downloads import Distribution, checked_sha256, downloads_folder, fetch
 from hadamard_toolkit.errors import DownloadError
+from tests.permissions import read_only
 
 NAME = "tiny_thing-1.0-py3-none-any.whl"
 
@@ -140,10 +142,66 @@ def test_an_environment_without_pip_is_named(registry: Path, monkeypatch: pytest
         fetch(_wheel(registry))
 
 
-def test_remembered_hash_follows_the_file(tmp_path: Path) -> None:
+def test_remembered_hash_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "file"
     path.write_bytes(b"one")
+    stat = path.stat()
     assert checked_sha256(path) == checked_sha256(path) == hashlib.sha256(b"one").hexdigest()
-    path.write_bytes(b"two")
-    os.utime(path, ns=(1, 1))
+    path.write_bytes(b"two")  # of the same size, and its date is put back, as `cp -p` would
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert checked_sha256(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_hashes_are_remembered_between_processes_in_the_own_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "theirs").mkdir()
+    path = tmp_path / "theirs" / "file"
+    path.write_bytes(b"one")
+    read: list[Path] = []
+    real = downloads.file_sha256
+    monkeypatch.setattr(downloads, "file_sha256", lambda path: read.append(path) or real(path))
+    for _ in range(2):
+        downloads._remembered_sha256.cache_clear()  # another process
+        assert checked_sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert len(read) == 1
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+    assert [file.parent for file in (tmp_path / "cache").rglob("*") if file.is_file()] == [
+        tmp_path / "cache" / "hashes"
+    ]
+
+
+def test_hashes_need_no_place_to_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "a file" / "cache"))
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    assert checked_sha256(path) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_cache_that_cannot_be_written_to_serves_what_it_has(registry: Path) -> None:
+    distribution = _wheel(registry)
+    path = fetch(distribution)
+    with read_only(path.parent.parent):
+        assert fetch(distribution) == path
+    path.unlink()
+    with read_only(path.parent.parent), pytest.raises(DownloadError) as refused:
+        fetch(distribution)
+    assert str(refused.value) == (
+        f"{NAME} has no place: {downloads_folder()} cannot be written to (Permission denied); "
+        "set HADAMARD_CACHE to a folder that can"
+    )
+
+
+def test_a_damaged_file_that_cannot_be_deleted_is_named(registry: Path) -> None:
+    distribution = _wheel(registry)
+    path = fetch(distribution)
+    path.write_bytes(b"damaged")
+    with (
+        read_only(path.parent),
+        pytest.raises(DownloadError, match=f"{NAME} is damaged.*cannot be deleted.*replace it there"),
+    ):
+        fetch(distribution)
+    assert path.read_bytes() == b"damaged"

@@ -92,7 +92,7 @@ def adapt(
         # Processes of one launch train together; a lock would make them wait for each other.
         accelerator = open_accelerator(_protocol(step))
         alone = accelerator.num_processes == 1
-        with locked(folder / key) if alone else nullcontext():
+        with locked(folder / key, ready=(folder / key / RECORD).is_file()) if alone else nullcontext():
             record = _read_record(folder / key)
             reused = _everywhere(accelerator, record is not None)
             if not reused:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,11 +178,15 @@ class FeatureStore:
         return found
 
     def put(self, key: str, features: Tensor, *, write: bool = True) -> None:
-        """Keep `features`, and write them to the folder, wholly or not at all."""
+        """Keep `features`, and write them to the folder, wholly or not at all.
+
+        A folder that cannot be written to only costs time: this process has them in memory.
+        """
         self._hold(key, features)
         if write and self.folder is not None:
             data = save({"features": features}, metadata={"sha256": _digest(features)})
-            atomic_write(self.folder / f"{key}.safetensors", data)
+            with suppress(OSError):
+                atomic_write(self.folder / f"{key}.safetensors", data)
 
     def _hold(self, key: str, features: Tensor) -> None:
         self._held[key] = features

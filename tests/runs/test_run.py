@@ -20,6 +20,7 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.tasks import load_task
+from tests.permissions import read_only
 
 MakeSpec = Callable[..., RunSpec]
 FILES = {
@@ -183,6 +184,18 @@ def test_run_without_a_store_writes_nothing(make_spec: MakeSpec, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     with pytest.raises(ArgumentError, match="was not written to a store"):
         finished.restore()
+
+
+def test_run_needs_no_place_beside_the_backbone_nor_in_the_cache(
+    make_spec: MakeSpec, backbone_folder: Path, tmp_path: Path
+) -> None:
+    before = sorted(path.name for path in backbone_folder.iterdir())
+    (tmp_path / "cache").mkdir()
+    with read_only(backbone_folder, tmp_path / "cache"):
+        run(make_spec(), tmp_path / "store")
+    run(make_spec(seed=1), tmp_path / "store")
+    assert sorted(path.name for path in backbone_folder.iterdir()) == before
+    assert len(RunStore(tmp_path / "store")) == 2
 
 
 def test_failure_is_recorded_raised_and_later_forgotten(

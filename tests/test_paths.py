@@ -1,0 +1,53 @@
+"""Files are written wholly or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hadamard_toolkit.paths import atomic_folder, atomic_write
+
+
+def test_a_reader_keeps_the_whole_old_file_while_the_new_one_takes_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    os.link(path, tmp_path / "the same file")
+    with path.open() as reader:
+        atomic_write(path, "new and longer")
+        assert reader.read() == "old"
+    assert (tmp_path / "the same file").read_text() == "old"
+    assert path.read_text() == "new and longer"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_comes_wholly_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with atomic_folder(target) as staging:
+        (staging / "one").write_text("1")
+        assert not target.exists()
+    with pytest.raises(ValueError, match="half way"), atomic_folder(target) as staging:
+        (staging / "two").write_text("2")
+        raise ValueError("half way")
+    assert [path.name for path in target.iterdir()] == ["one"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    with atomic_folder(target) as staging:
+        (staging / "two").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["two"]
