@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NOTEBOOK = Path(__file__).with_name("pruner_app.ipynb")
 STORE, RUN, RETRAINED = "HADAMARD_STORE", "HADAMARD_RUN", "HADAMARD_RETRAINED"
 FIGURES = "HADAMARD_FIGURES"
+LEFT = 300  # seconds without a page after which a kernel ends
 _EMPTY = "—"
 
 
@@ -149,6 +150,13 @@ def serve(
     if run is not None:
         environment[RUN] = source.run(run).key
     command = [sys.executable, "-m", "voila", str(NOTEBOOK), f"--theme={theme}", "--Voila.ip=127.0.0.1"]
+    # A page that is closed asks for the end of its kernel, but not every browser gets to say so. An open page keeps its
+    # kernel, however idle.
+    command += [
+        f"--MappingKernelManager.cull_idle_timeout={LEFT}",
+        f"--MappingKernelManager.cull_interval={LEFT // 5}",
+        "--MappingKernelManager.cull_connected=False",
+    ]
     command += [] if port is None else [f"--port={port}"]
     command += [] if browser else ["--no-browser"]
     return (call or _become)(command, environment)

@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from voila.app import Voila
 
 from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError, DataError
@@ -63,10 +65,12 @@ def test_two_runs_side_by_side(store: RunStore) -> None:
     assert first._closed
 
 
-@pytest.mark.parametrize("folder", ["empty"])
-def test_a_store_without_runs_says_so_in_the_view(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "words"), [("typo", "typo&#x27; is not there"), ("", "holds no run whose weights were kept")]
+)
+def test_a_store_without_runs_says_so_in_the_view(tmp_path: Path, folder: str, words: str) -> None:
     [said] = app.pruner_app(tmp_path / folder).children
-    assert "holds no run whose weights were kept" in said.value
+    assert words in said.value
 
 
 def test_the_command(
@@ -84,10 +88,15 @@ def test_the_command(
     [(command, environment)] = called
     assert command[1:4] == ["-m", "voila", str(app.NOTEBOOK)]
     assert {"--port=8123", "--no-browser", "--Voila.ip=127.0.0.1"} <= set(command)
+    voila = Voila()
+    voila.parse_command_line(command[4:])
+    kernels = AsyncMappingKernelManager(config=voila.config)  # the class that Voilà's own derives from
+    assert 0 < kernels.cull_interval <= kernels.cull_idle_timeout <= 600  # minutes after the page has gone
+    assert not kernels.cull_connected  # and never before
     assert environment["HADAMARD_RUN"] == key
     assert Path(environment["HADAMARD_STORE"]) == store.folder.resolve()
     assert main(["pruner", "--store", str(store.folder / "nowhere")]) == 2
-    assert "holds no run whose weights were kept" in capsys.readouterr().err
+    assert "nowhere' is not there" in capsys.readouterr().err
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     assert main(["pruner", "--store", str(store.folder)]) == 2
     assert "pip install hadamard_toolkit[notebooks]" in capsys.readouterr().err

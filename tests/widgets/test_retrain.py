@@ -30,6 +30,19 @@ def test_cancelling_leaves_no_half_written_run(tiny_spec: RunSpec, tmp_path: Pat
         assert mine, "nobody holds the run any more"
 
 
+def test_cancelling_removes_what_was_being_written_and_nothing_else(
+    tiny_spec: RunSpec, tmp_path: Path
+) -> None:
+    job = Retraining(tiny_spec, RunStore(tmp_path))
+    own, other = (tmp_path / f".staging-{process}-run" for process in (job._process.pid, 1))
+    for folder in (own, other):  # as they stand when the process is ended between two of its files
+        folder.mkdir()
+        (folder / "history.jsonl").write_text("{}")
+    job.cancel()
+    assert not own.exists()
+    assert (other / "history.jsonl").exists()
+
+
 def test_a_failure_says_why(tiny_spec: RunSpec, tmp_path: Path) -> None:
     job = Retraining(
         replace(tiny_spec, protocol=replace(tiny_spec.protocol, train_rows=10_000)), RunStore(tmp_path)
