@@ -1,9 +1,9 @@
 """Intervals, tests, equivalence and power for scores over seeds, examples and tasks.
 
 Pure functions: arrays or tables in, tidy tables out. The tests themselves are SciPy's and statsmodels'. What every
-claim of the other studies rests on: an interval over seeds and examples (`hierarchical_bootstrap`), a test with Holm's
-correction (`paired_tests`), equivalence within a stated margin (`tost`), and what so few seeds could have shown at all
-(`power`).
+claim of the other studies rests on: a mean over tasks or over seeds with its interval (`mean_over`), an interval over
+seeds and examples (`hierarchical_bootstrap`), a test with Holm's correction (`paired_tests`), equivalence within a
+stated margin (`tost`), and what so few seeds could have shown at all (`power`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,72 @@ from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, chec
 
 FEW_VALUES = 16  # up to so many different values, counts are drawn instead of examples: the same distribution
 ALL_TASKS = "all tasks"
+CORRELATIONS = ("matthews", "pearson", "spearman")
+
+
+def mean_over(
+    table: pd.DataFrame,
+    value: str = "score",
+    *,
+    over: str = "task",
+    by: str | Sequence[str] = (),
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Mean over tasks with its t interval; or over seeds, or over what else the column `over` names.
+
+    All rows of one task are averaged first, so a task with more runs weighs no more; then mean ± t · sd / √n over the n
+    tasks, on n − 1 degrees of freedom. `by` names columns: one interval for each of their values.
+
+    Generalises to: other tasks (or other seeds: other units of `over`) of the same kind, not to anything below them.
+    Nested rows do not belong into one mean: where the rows of K = 100 lie inside those of K = 500, give `by="rows"`
+    (an interval within each K) or `over="seed"`. A percentile bootstrap over so few units is too narrow.
+
+    Columns: those of `by`, `over`, `mean`, `low`, `high`, `level`, `n` (tasks), `rows` (averaged). `low` and `high` are
+    NaN for one task. Raises `DataError` for values that are not finite, and where a column `metric` says that
+    accuracies and correlations would be averaged into one number.
+
+    Simulated: coverage of a 95 % interval 0.95 at 3, 5 and 8 tasks with normal effects, 0.90 at 8 with skewed ones
+    (exponential); a percentile bootstrap has 0.75, 0.84 and 0.88. Size over seeds with rows nested in rows 0.05.
+    `pytest -m benchmark tests/benchmarks/test_simulations.py -s -k "mean_over or nested"`
+    """
+    check_range("level", level, above=0, below=1)
+    groups = [by] if isinstance(by, str) else list(by)
+    _require(table, over, value, *groups)
+    if not np.isfinite(table[value].to_numpy(dtype=float)).all():
+        raise DataError(f"table[{value!r}] holds values that are not finite; leave those rows out first")
+    parts = table.groupby(groups, sort=False) if groups else [((), table)]
+    rows = []
+    for names, part in parts:
+        one_kind(part)
+        units = part.groupby(over)[value].mean().to_numpy(dtype=float)
+        mean, low, high = t_interval(units, level=level)
+        told = {"over": over, "mean": mean, "low": low, "high": high, "level": level}
+        rows.append({**dict(zip(groups, names, strict=True)), **told, "n": len(units), "rows": len(part)})
+    return pd.DataFrame(rows, columns=[*groups, "over", "mean", "low", "high", "level", "n", "rows"])
+
+
+def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values and its t interval, NaN for fewer than two."""
+    from scipy import stats
+
+    n = len(values)
+    mean = float(np.mean(values)) if n else np.nan
+    if n < 2:
+        return mean, np.nan, np.nan
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def one_kind(table: pd.DataFrame) -> None:
+    """Refuse a table whose column `metric`, if it has one, holds both correlations and shares of right answers."""
+    if "metric" not in table.columns:
+        return
+    metrics = sorted(set(table["metric"]))
+    if len({metric in CORRELATIONS for metric in metrics}) > 1:
+        raise DataError(
+            f"table holds scores of {', '.join(metrics)}, which have no common unit; give those of one kind, or scores "
+            "normalised between the constant answer and full fine-tuning (studies.normalised_scores)"
+        )
 
 
 def hierarchical_bootstrap(
@@ -106,6 +172,7 @@ def paired_tests(scores: pd.DataFrame, control: str, *, test: str = "t", alpha: 
         first = scores.loc[twice, ["task", "method", "seed"]].iloc[0].to_dict()
         raise DataError(f"scores has more than one row for {first}; one row per run is compared")
     check_choice("control", control, sorted(set(scores["method"])))
+    one_kind(scores)
     wide = scores.pivot(index=["task", "seed"], columns="method", values="score")
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys(scores["method"]):
@@ -239,12 +306,10 @@ def _detectable(n: int, alpha: float, power: float) -> float:
 def _compared(differences: np.ndarray, test: str, alpha: float) -> dict[str, Any]:
     from scipy import stats
 
-    n = len(differences)
-    told: dict[str, Any] = {"n": n, "difference": differences.mean() if n else np.nan}
-    if n < 2:
+    mean, low, high = t_interval(differences, level=1 - alpha)
+    told: dict[str, Any] = {"n": len(differences), "difference": mean}
+    if len(differences) < 2:
         return {**told, "sd": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
-    sd = differences.std(ddof=1)
-    half = stats.t.ppf(1 - alpha / 2, n - 1) * sd / np.sqrt(n)
     if not differences.any():
         p = 1.0
     elif test == "wilcoxon":
@@ -253,7 +318,7 @@ def _compared(differences: np.ndarray, test: str, alpha: float) -> dict[str, Any
         p = float(stats.ttest_1samp(differences, 0).pvalue)
     else:
         p = np.nan
-    return {**told, "sd": sd, "low": told["difference"] - half, "high": told["difference"] + half, "p": p}
+    return {**told, "sd": differences.std(ddof=1), "low": low, "high": high, "p": p}
 
 
 def _resampled_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.adapters.base import adapter_from_dict
-from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.errors import DataError, check_choice, check_range
 from hadamard_toolkit.runs.record import Run, label_of
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.training import metrics
@@ -40,6 +40,33 @@ def constant_score(run: Run) -> float:
     else:
         guess[:, np.bincount(labels).argmax()] = 1
     return metrics.compute((run.headline,), guess, labels)[run.headline]
+
+
+def mark_failed(scores: pd.DataFrame, store: RunStore, *, margin: float = 0.01) -> pd.DataFrame:
+    """`scores` with two more columns: `constant`, what one answer for all rows scores, and whether the run `failed`.
+
+    `scores` is `score_table(store)` or a part of it (`key`, `score`). A run has failed if its score is at most `margin`
+    above the constant answer: it has learned nothing that its test rows show. Such a run is not a score of its method:
+    show the share of failed runs, and read every mean twice, with them and without. `constant` is NaN, and `failed`
+    False, where answers are spans.
+    """
+    check_range("margin", margin, least=0)
+    constant = [constant_score(store.run(key)) for key in scores["key"]]
+    found = scores.assign(constant=np.array(constant, dtype=float))
+    return found.assign(failed=found["score"] <= found["constant"] + margin)
+
+
+def normalised_scores(marked: pd.DataFrame, ceiling: str = "FullFineTuning") -> pd.DataFrame:
+    """Scores between the constant answer (0) and full fine-tuning (1), so that tasks of different metrics compare.
+
+    `marked` is a table of `mark_failed`; `ceiling` the method whose mean over seeds is 1. A task where that method has
+    failed in every run, or was not run, has no such scale and is left out. Adds the column `normalised`.
+    """
+    check_choice("ceiling", ceiling, sorted(set(marked["method"])))
+    best = marked[(marked["method"] == ceiling) & ~marked["failed"]]
+    top = marked["task"].map(best.groupby("task")["score"].mean())
+    gap = top - marked["constant"]
+    return marked.assign(normalised=(marked["score"] - marked["constant"]) / gap)[gap.notna()]
 
 
 def history_table(store: RunStore) -> pd.DataFrame:

@@ -14,10 +14,46 @@ from hadamard_toolkit.studies.statistics import (
     hierarchical_bootstrap,
     holm,
     mcnemar,
+    mean_over,
     paired_tests,
     power,
     tost,
 )
+
+# means over tasks --------------------------------------------------------------------------------------------------
+
+
+def test_a_mean_over_tasks_is_scipy_s_interval_of_the_task_means() -> None:
+    table = scores(tasks=5, seeds=3).query("method == 'a'")
+    table = pd.concat([table, table[table["task"] == "task 1"].assign(seed=9)])  # one task with more runs
+    row = mean_over(table).iloc[0]
+    means = table.groupby("task")["score"].mean()
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert [row["mean"], row["low"], row["high"]] == pytest.approx([means.mean(), *expected])
+    assert (row["over"], row["n"], row["rows"]) == ("task", 5, 18)
+    by = mean_over(table, over="seed", by="task", level=0.9).set_index("task")
+    assert by.index.tolist() == [f"task {task}" for task in range(5)]
+    of_one = table[table["task"] == "task 2"]["score"]
+    assert by.loc["task 2", "high"] == pytest.approx(
+        stats.ttest_1samp(of_one, 0).confidence_interval(0.9).high
+    )
+    alone = mean_over(table[table["task"] == "task 0"]).iloc[0]
+    assert np.isnan([alone["low"], alone["high"]]).all(), "one task says nothing of other tasks"
+
+
+def test_what_has_no_mean_is_refused() -> None:
+    table = scores().query("method == 'a'")
+    with pytest.raises(ArgumentError, match="no column 'gain'"):
+        mean_over(table, "gain")
+    with pytest.raises(DataError, match="not finite"):
+        mean_over(table.assign(score=np.nan))
+    metric = table["task"].map(lambda task: "spearman" if task == "task 0" else "accuracy")
+    with pytest.raises(DataError, match="accuracy, spearman, which have no common unit"):
+        mean_over(table.assign(metric=metric))
+    assert len(mean_over(table.assign(metric=metric), by="metric")) == 2
+    with pytest.raises(DataError, match="no common unit"):
+        paired_tests(scores().assign(metric=["spearman", *["accuracy"] * (len(scores()) - 1)]), "control")
+
 
 # bootstrap ---------------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.studies import (
     constant_score,
     history_table,
+    mark_failed,
     measured_table,
+    normalised_scores,
     score_table,
     sparse_table,
     vector_table,
@@ -76,6 +78,35 @@ def test_a_constant_answer_scores_what_naming_the_commonest_label_would(store: h
     assert constant_score(replace(run, predictions={"test": regression}, headline="spearman")) == 0
     spans = {"labels": np.zeros((2, 2)), "f1": np.zeros(2)}
     assert np.isnan(constant_score(replace(run, predictions={"test": spans}, headline="f1")))
+
+
+def test_runs_at_the_level_of_one_answer_are_marked(store: ht.RunStore) -> None:
+    scores = score_table(store)
+    constant = constant_score(store.run(scores["key"].iloc[0]))
+    scores["score"] = [constant, constant - 0.2, constant + 0.009, constant + 0.3]
+    marked = mark_failed(scores, store)
+    assert marked["constant"].tolist() == [constant] * 4
+    assert marked["failed"].tolist() == [True, True, True, False]
+    assert mark_failed(scores, store, margin=0.0)["failed"].tolist() == [True, True, False, False]
+
+
+def test_normalised_scores_stand_between_the_constant_answer_and_full_fine_tuning() -> None:
+    marked = pd.DataFrame(
+        [
+            ("x", "FullFineTuning", 0.7, 0.5, False),
+            ("x", "FullFineTuning", 0.9, 0.5, False),
+            ("x", "Hadamard", 0.65, 0.5, False),
+            ("ranks", "FullFineTuning", 0.8, 0.0, False),
+            ("ranks", "Hadamard", 0.6, 0.0, False),
+            ("no", "FullFineTuning", 0.5, 0.5, True),
+            ("no", "Hadamard", 0.52, 0.5, False),
+        ],
+        columns=["task", "method", "score", "constant", "failed"],
+    )
+    found = normalised_scores(marked).set_index(["method", "task"])["normalised"]
+    assert found["Hadamard"].to_dict() == pytest.approx({"x": 0.5, "ranks": 0.75}), "no scale for the third"
+    with pytest.raises(ArgumentError, match="ceiling='BitFit'"):
+        normalised_scores(marked, "BitFit")
 
 
 def test_an_empty_store_gives_empty_tables(tmp_path: Path) -> None:
