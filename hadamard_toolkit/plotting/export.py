@@ -96,7 +96,7 @@ def check_name(name: str) -> None:
 def target_folder(folder: str | Path | None, profile: str | None) -> tuple[Path, str]:
     """Where a figure of this profile goes, and the profile; see `save`."""
     profile = profile or os.environ.get("HADAMARD_PROFILE") or SMOKE
-    chosen = Path(folder or os.environ.get("HADAMARD_FIGURES") or "figures")
+    chosen = Path(folder or os.environ.get("HADAMARD_FIGURES") or "figures").expanduser()
     if chosen.is_absolute():
         return chosen, profile
     here = Path.cwd()

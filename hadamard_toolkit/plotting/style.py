@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from hadamard_toolkit.errors import ArgumentError, check_choice
 
@@ -131,6 +132,21 @@ def frame(figure: Figure, height: float, *, handles: Sequence[Line2D] = (), note
     if lines:
         look: dict[str, Any] = {"va": "bottom", "fontsize": 5.5, "color": FAINT, "linespacing": 1.25}
         figure.text(EDGE / width, EDGE / whole, "\n".join(lines), **look).set_in_layout(False)
+    _literal(figure)
+
+
+def _literal(figure: Figure) -> None:
+    """Take words as they are: two `$` in the name of a task are no formula. Powers on log axes stay formulas."""
+    powers = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if axis.get_scale() == "log"
+        for label in (*axis.get_ticklabels(minor=False), *axis.get_ticklabels(minor=True))
+    }
+    for words in figure.findobj(Text):
+        if isinstance(words, Text):
+            words.set_parse_math(words in powers)
 
 
 def _columns(labels: Sequence[str], width: float) -> int:

@@ -23,6 +23,8 @@ SYMBOLS = {
     "≥": r"$\geq$",
 }
 
+COMMANDS = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+
 
 class SavedTable(NamedTuple):
     """The two files of one table."""
@@ -75,4 +77,5 @@ def _latex(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+    """Text in which no character means anything to LaTeX; in one pass, as the commands hold such characters too."""
+    return re.sub(r"[&%$#_{}\\^~]", lambda found: COMMANDS.get(found[0], f"\\{found[0]}"), text)

@@ -170,6 +170,7 @@ class _Name:
         far = distance * (0.75 if across and up else 1.0)
         line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2.5}
         look: dict[str, Any] = {"fontsize": 6, "color": INK, "zorder": 5, "path_effects": HALO}
+        look["parse_math"] = False  # a name may hold a "$"
         look |= {"ha": _SIDES[across], "va": _HEIGHTS[up], "arrowprops": line if leader else None}
         return self.axis.annotate(
             self.name, self.at, (across * far, up * far), textcoords="offset points", **look

@@ -84,7 +84,7 @@ def load_plan(path: str | Path) -> list[RunSpec]:
 
     A spec named twice is done once. `ArgumentError` names the file and the table that is wrong.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         plan = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

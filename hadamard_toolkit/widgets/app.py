@@ -145,7 +145,10 @@ def serve(
         RETRAINED: Path(retrained or os.environ.get(RETRAINED) or "runs"),
         FIGURES: Path(os.environ.get(FIGURES) or "figures"),
     }
-    environment = {**os.environ, **{name: str(place.resolve()) for name, place in places.items()}}
+    environment = {
+        **os.environ,
+        **{name: str(place.expanduser().resolve()) for name, place in places.items()},
+    }
     environment.pop(RUN, None)
     if run is not None:
         environment[RUN] = source.run(run).key

@@ -25,6 +25,22 @@ def test_widths_are_those_the_venue_prints(venue: str, centimetres: float) -> No
     assert pytest.approx(centimetres, abs=0.02) == WIDTHS[venue] * 2.54
 
 
+def test_words_are_no_formulas_and_powers_of_a_log_axis_are() -> None:
+    with style():
+        figure = new_figure("acl-column")
+        axis = figure.subplots()
+        axis.set_xscale("log")
+        axis.plot([1, 1e4], [0, 1])
+        axis.set_title("win $5 or $6")
+        axis.set_yticks([0, 1], ["$a$", "b"])
+        frame(figure, 1.5, note="a $note$")
+        figure.canvas.draw()
+    assert not axis.title.get_parse_math()
+    assert not any(label.get_parse_math() for label in axis.get_yticklabels())
+    assert [words.get_parse_math() for words in figure.texts] == [False]
+    assert all(label.get_parse_math() for label in axis.get_xticklabels() if label.get_text())
+
+
 def test_an_unknown_venue_is_named() -> None:
     with pytest.raises(ArgumentError, match=r"venue='nature'.*'acl-column'"):
         new_figure("nature")

@@ -41,6 +41,22 @@ def test_a_table_becomes_latex_and_markdown(tmp_path: Path) -> None:
     assert again.tex.read_text() == tex
 
 
+def test_a_caption_is_taken_literally(tmp_path: Path) -> None:
+    caption = r"a^b ~c \d {e} f_g $h$ #1 ±"
+    table = TABLE.rename(columns={"MRPC": r"x^2 $y$ ~z \w"})
+    tex = save_table(table, "scores", caption=caption, folder=tmp_path, profile="reference").tex.read_text()
+    plain = r"a\textasciicircum{}b \textasciitilde{}c \textbackslash{}d \{e\} f\_g \$h\$ \#1 $\pm$"
+    assert rf"\caption{{{plain}}}" in tex
+    assert "^2 $" not in tex  # nor do the heads of columns mean anything
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = save_table(TABLE, "scores", caption="", folder="~/paper", profile="reference")
+    assert saved.md == tmp_path / "paper" / "scores.md"
+    assert saved.md.is_file()
+
+
 def test_bad_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="name='a/b'"):
         save_table(TABLE, "a/b", caption="", folder=tmp_path)

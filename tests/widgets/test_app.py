@@ -80,6 +80,7 @@ def test_the_command(
     monkeypatch.setattr(
         app, "_become", lambda command, environment: called.append((command, environment)) or 0
     )
+    monkeypatch.setenv("HADAMARD_RETRAINED", "~/runs")
     key = store.keys()[0]
     assert (
         main(["pruner", "--store", str(store.folder), "--run", key[:8], "--port", "8123", "--no-browser"])
@@ -94,6 +95,7 @@ def test_the_command(
     assert 0 < kernels.cull_interval <= kernels.cull_idle_timeout <= 600  # minutes after the page has gone
     assert not kernels.cull_connected  # and never before
     assert environment["HADAMARD_RUN"] == key
+    assert Path(environment["HADAMARD_RETRAINED"]) == (Path.home() / "runs").resolve()
     assert Path(environment["HADAMARD_STORE"]) == store.folder.resolve()
     assert main(["pruner", "--store", str(store.folder / "nowhere")]) == 2
     assert "nowhere' is not there" in capsys.readouterr().err
