@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hadamard_toolkit.errors import ToolkitError, check_choice
@@ -191,6 +192,7 @@ def _run(options: argparse.Namespace) -> int:
     from hadamard_toolkit.runs.run import run
     from hadamard_toolkit.runs.spec import RunSpec
     from hadamard_toolkit.runs.store import RunStore
+    from hadamard_toolkit.training.progress import telling, visible
 
     store = RunStore(options.store, keep=options.keep)
     spec = RunSpec(
@@ -202,8 +204,11 @@ def _run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     known = spec in store
+    # to stderr, as the result alone goes to stdout
+    log = nullcontext() if visible() else telling(lambda line: print(line, file=sys.stderr, flush=True))
     try:
-        finished = run(spec, store)
+        with log:
+            finished = run(spec, store)
     except ToolkitError as error:
         if saved := rescue(error):
             print(f"hadamard: the trained run is saved in {saved}", file=sys.stderr)

@@ -78,7 +78,7 @@ def test_run_then_runs(
     store = tmp_path / "store"
     wanted = ["run", "--backbone", backbone_folder, "--task", "SST-2", "--seed", 4, "--store", store, *TINY]
     wanted += ["--adapter", "Hadamard(layers=(0, 2))"]
-    status, out, _ = command(*wanted)
+    status, out, err = command(*wanted)
     (key,) = RunStore(store).keys()
     run = RunStore(store).run(key)
     assert (run.spec.seed, run.spec.task, run.spec.protocol.epochs, run.spec.adapter.layers) == (
@@ -89,6 +89,12 @@ def test_run_then_runs(
     )
     assert status == 0
     assert out.startswith(f"{key}  done in ")
+    lines = err.splitlines()  # a log must not stay silent for the length of a training
+    assert [line.partition(":")[0] for line in lines] == [
+        *("stage one", "stage one, epoch 1 of 2", "stage one, epoch 2 of 2"),
+        *("stage two", "stage two, epoch 1 of 1"),
+    ]
+    assert "eval_accuracy 0." in lines[-1]
     assert f"accuracy {run.score:.4f}" in out
     assert "(n = 30, subset)" in out
     assert "adapter 64, norm 64, head 34" in out

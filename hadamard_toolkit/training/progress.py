@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm.auto import tqdm
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def telling(listener: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, `listener` is called with a line of text per stage and epoch: for logs, where no bar shows."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+def tell(line: str) -> None:
+    """Give `line` to whoever listens."""
+    if (listener := _listener.get()) is not None:
+        listener(line)
 
 
 def visible() -> bool:

@@ -23,7 +23,7 @@ from hadamard_toolkit.errors import TrainingError
 from hadamard_toolkit.training.batching import Source, mix
 from hadamard_toolkit.training.evaluation import inputs_of
 from hadamard_toolkit.training.kinds import Kind
-from hadamard_toolkit.training.progress import bar
+from hadamard_toolkit.training.progress import bar, tell
 from hadamard_toolkit.training.protocol import Protocol
 
 LOOK_EVERY = 16  # steps between looks at the loss; each look waits for the device
@@ -98,9 +98,12 @@ def train_stage(run: Run, stage: Stage, training: Source, validation: Source | N
     keeper = _Keeper(parameters, protocol)
     show = accelerator.is_main_process
     hook = run.on_step if stage.name == "stage_two" else None
+    title = stage.name.replace("_", " ")
+    if show:
+        tell(f"{title}: at most {stage.epochs} epochs of {len(loader)} steps")
     with (
         _distributed(accelerator, model) as wrapped,
-        bar(total=steps, description=stage.name.replace("_", " "), unit="step", show=show) as progress,
+        bar(total=steps, description=title, unit="step", show=show) as progress,
     ):
         watch = _LossWatch(run, stage, progress)
         after = _AfterStep(hook, steps, optimizer)
@@ -117,10 +120,18 @@ def train_stage(run: Run, stage: Stage, training: Source, validation: Source | N
                 if not after.unsettled:
                     keeper.offer(epoch, found[run.metrics[0]], found["loss"])
             run.history.append(row)
+            if show:
+                tell(f"{title}, epoch {epoch} of {stage.epochs}: {_said(row)}")
             if not after.unsettled and keeper.exhausted(epoch):
                 break
     run.selected[stage.name] = keeper.restore(epoch)
     model.eval()
+
+
+def _said(row: dict[str, Any]) -> str:
+    """The losses, scores and seconds of an epoch in words."""
+    scores = {name: value for name, value in row.items() if name == "loss" or name.startswith("eval_")}
+    return ", ".join([*(f"{name} {value:.4f}" for name, value in scores.items()), f"{row['seconds']:.1f} s"])
 
 
 def _epoch(

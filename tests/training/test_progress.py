@@ -5,7 +5,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from hadamard_toolkit.training.progress import bar
+from hadamard_toolkit.training.progress import bar, tell, telling
 
 
 class Terminal(io.StringIO):
@@ -58,3 +58,16 @@ def test_a_wish_beats_the_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_of_many_can_stay_silent() -> None:
     assert shown(Terminal(), show=False) == ""
+
+
+def test_lines_go_to_whoever_listens_and_to_nobody_else(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[str] = []
+    tell("before")
+    with telling(heard.append):
+        tell("within")
+        with telling(heard.append):
+            tell("deeper")
+        tell("within")
+    tell("after")
+    assert heard == ["within", "deeper", "within"]
+    assert capsys.readouterr() == ("", "")
