@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error of the toolkit is one line on stderr and status 2; with `HADAMARD_DEBUG=1` it is raised.
     """
     options = _parser().parse_args(arguments)
+    return guarded(lambda: options.command(options))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of `command`, in which no error that is meant for people and no Ctrl-C leaves a traceback."""
     try:
-        return int(options.command(options))
+        return int(command())
     except ToolkitError as error:
         if os.environ.get("HADAMARD_DEBUG", "0") not in ("", "0"):
             raise
@@ -105,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         help="where runs happen (default: %(default)s)",
     )
     many.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, or per two cores)")
-    many.add_argument("--dry-run", action="store_true", help="only say what is done and what is missing")
+    many.add_argument(
+        "--dry-run", action="store_true", help="only say what is missing, and how long it may take"
+    )
     many.set_defaults(command=_sweep)
 
     pruner = commands.add_parser("pruner", help="prune the layers of a stored run by hand, in a browser")
@@ -291,36 +298,19 @@ def _print_table(columns: dict[str, Any]) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.cli_sweep import do_sweep
     from hadamard_toolkit.runs.plan import load_plan
     from hadamard_toolkit.runs.store import RunStore
-    from hadamard_toolkit.runs.sweep import sweep
-    from hadamard_toolkit.training.progress import visible
 
-    store, specs = RunStore(options.store, keep=options.keep), load_plan(options.plan)
-    missing = [spec for spec in specs if spec not in store]
-    print(
-        f"{options.plan}: {len(specs)} runs, {len(specs) - len(missing)} in {options.store}, {len(missing)} missing"
+    store = RunStore(options.store, keep=options.keep)
+    return do_sweep(
+        options.plan,
+        load_plan(options.plan),
+        store,
+        options.engine,
+        options.workers,
+        only_say=options.dry_run,
     )
-    if options.dry_run:
-        from hadamard_toolkit.runs.record import describe
-
-        for spec in missing:
-            print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
-        return 0
-    report = None if visible() else lambda line: print(line, flush=True)
-    table = sweep(specs, store, options.engine, options.workers, report=report)
-    counts = table["status"].value_counts()
-    print(
-        ", ".join(
-            f"{counts[status]} {status}"
-            for status in ("present", "done", "failed", "elsewhere")
-            if status in counts
-        )
-    )
-    told = table["status"].eq("failed") & (report is None)  # a report has told the reasons already
-    for row in table[told].itertuples():
-        print(f"  failed: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}", file=sys.stderr)
-    return int((table["status"] == "failed").any())
 
 
 def _pruner(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -249,7 +250,8 @@ overrides = {{ {overrides} }}
     status, out, _ = command("sweep", plan, "--store", store, "--dry-run")
     assert status == 0
     assert out.splitlines()[0].endswith("4 runs, 0 in " + str(store) + ", 4 missing")
-    assert len(out.splitlines()) == 5
+    assert out.splitlines()[1] == "no estimate: nothing like these runs is recorded yet"
+    assert len(out.splitlines()) == 6
     assert not store.exists()
 
     status, out, _ = command("sweep", plan, "--store", store)
@@ -260,6 +262,11 @@ overrides = {{ {overrides} }}
     plan.write_text(plan.read_text().replace('"Hadamard(layers=(9,))", ', ""))
     status, out, _ = command("sweep", plan, "--store", store)
     assert (status, out.splitlines()[-1]) == (0, "2 present")
+    plan.write_text(plan.read_text().replace("seeds = [0, 1]", "seeds = [0, 1, 2, 3]"))
+    first, second, *rest = command("sweep", plan, "--store", store, "--dry-run")[1].splitlines()
+    assert first.endswith(f"4 runs, 2 in {store}, 2 missing")
+    assert re.fullmatch(r"about \d+ s on this machine \(2 from runs with another seed\)", second)
+    assert len(rest) == 2
 
 
 # fetch and doctor: a pinned backbone of our own, so that nothing is downloaded ---------------------------------

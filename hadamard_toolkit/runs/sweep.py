@@ -173,6 +173,12 @@ def _one_line(error: BaseException) -> str:
 # engines -------------------------------------------------------------------------------------------------------
 
 
+def at_a_time(engine: str, workers: int | None, runs: int) -> int:
+    """How many of so many runs `sweep` does at a time on this machine."""
+    wanted = 1 if engine == "inline" else workers or _gpus() or max(1, usable_cores() // 2)
+    return min(wanted, max(1, runs))
+
+
 def _inline(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
     for spec in specs:
         yield attempt_run(spec, store)
@@ -180,7 +186,7 @@ def _inline(specs: list[RunSpec], store: RunStore, workers: int | None) -> Itera
 
 def _processes(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
     devices = _gpus()
-    size = min(workers or devices or max(1, usable_cores() // 2), max(1, len(specs)))
+    size = at_a_time("processes", workers, len(specs))
     queue = deque(specs)
     _check_main()
     while queue:

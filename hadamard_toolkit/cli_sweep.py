@@ -1,0 +1,48 @@
+"""A sweep with words around it: what there is to do, how long it may take, how far it is, what became of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hadamard_toolkit.runs.estimate import estimate
+from hadamard_toolkit.runs.record import describe
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.runs.sweep import at_a_time, sweep
+from hadamard_toolkit.training.progress import visible
+
+
+def do_sweep(
+    title: str,
+    specs: Sequence[RunSpec],
+    store: RunStore,
+    engine: str = "inline",
+    workers: int | None = None,
+    *,
+    only_say: bool = False,
+) -> int:
+    """Sweep, saying what there is to do and how long it may take, then how far it is; 1 if a run failed."""
+    missing = [spec for spec in specs if spec not in store]
+    known = len(specs) - len(missing)
+    print(f"{title}: {len(specs)} runs, {known} in {store.folder}, {len(missing)} missing")
+    if missing:
+        print(estimate(missing, store).words(at_a_time(engine, workers, len(missing))), flush=True)
+    if only_say:
+        for spec in missing:
+            print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
+        return 0
+    report = None if visible() else lambda line: print(line, flush=True)
+    table = sweep(specs, store, engine, workers, report=report)
+    counts = table["status"].value_counts()
+    print(
+        ", ".join(
+            f"{counts[status]} {status}"
+            for status in ("present", "done", "failed", "elsewhere")
+            if status in counts
+        )
+    )
+    told = table["status"].eq("failed") & (report is None)  # a report has told the reasons already
+    for row in table[told].itertuples():
+        print(f"  failed: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}", file=sys.stderr)
+    return int((table["status"] == "failed").any())
