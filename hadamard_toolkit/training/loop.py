@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
@@ -85,6 +86,29 @@ def train(
     Raises `ArgumentError` for a head that does not fit the task, for more rows than there are and for a protocol with
     `pretraining`, `TrainingError` for a loss that is not finite.
     """
+    check(attachment, task, protocol, seed)
+    stages = plan(attachment, protocol)
+    kind = kind_of(task, tokenizer, protocol)
+    data = Data(task, kind, draw(task.splits, protocol, seed))
+    accelerator = open_accelerator(protocol)
+    attachment.model.to(accelerator.device)
+    run = Run(attachment, accelerator, protocol, kind, metrics_of(task), seed, on_step)
+    with _all_or_nothing(attachment):
+        details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
+        sources = None
+        for stage in stages:
+            if stage.name == "stage_one":
+                sources = _train_head(run, stage, data, feature_store or FeatureStore(), details)
+            else:
+                sources = None
+                train_stage(run, stage, data.source("train"), data.source_of_validation())
+        attachment.train_only(*{role for stage in stages for role in stage.roles})
+        predictions = _evaluate(run, data, sources)
+    return finish(run, data, predictions, details)
+
+
+def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> None:
+    """Raise `ArgumentError` unless `attachment` can be trained on `task` as `protocol` says."""
     check_range("seed", seed, least=0)
     if protocol.pretraining:
         raise ArgumentError(
@@ -97,41 +121,34 @@ def train(
         raise ArgumentError(
             f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens"
         )
-    stages = plan(attachment, protocol)
-    parts = draw(task.splits, protocol, seed)
-    kind = kind_of(task, tokenizer, protocol)
-    data = _Data(task, kind, parts)
-    accelerator = open_accelerator(protocol)
-    attachment.model.to(accelerator.device)
-    metrics = (task.metric, *(m for m in task.metrics if m != task.metric))
-    run = Run(attachment, accelerator, protocol, kind, metrics, seed, on_step)
-    with _all_or_nothing(attachment):
-        details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
-        sources = None
-        for stage in stages:
-            if stage.name == "stage_one":
-                sources = _train_head(run, stage, data, feature_store or FeatureStore(), details)
-            else:
-                sources = None
-                train_stage(run, stage, data.source("train"), data.source_of_validation())
-        attachment.train_only(*{role for stage in stages for role in stage.roles})
-        predictions = _evaluate(run, data, sources)
+
+
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """The metrics of `task`, the one that selects first."""
+    return (task.metric, *(m for m in task.metrics if m != task.metric))
+
+
+def finish(run: Run, data: Data, predictions: dict[str, np.ndarray], details: dict[str, Any]) -> Outcome:
+    """What a run leaves behind, scored."""
     rows = {name: data.rows(name) for name in predictions}
-    by_row = {name: kind.by_row(predicted, rows[name]) for name, predicted in predictions.items()}
+    by_row = {name: run.kind.by_row(predicted, rows[name]) for name, predicted in predictions.items()}
     return Outcome(
-        metrics={name: kind.score(metrics, predicted, rows[name]) for name, predicted in predictions.items()},
+        metrics={
+            name: run.kind.score(run.metrics, predicted, rows[name])
+            for name, predicted in predictions.items()
+        },
         history=run.history,
         times=run.times,
         predictions=predictions,
-        labels={name: kind.truth(rows[name]) for name in predictions},
-        rows={name: parts[name].rows for name in predictions},
+        labels={name: run.kind.truth(rows[name]) for name in predictions},
+        rows={name: data.parts[name].rows for name in predictions},
         details={
             **details,
             "selected": run.selected,
-            "parts": {name: part.record() for name, part in parts.items()},
-            "seed": seed,
-            "device": device_name(accelerator),
-            "processes": accelerator.num_processes,
+            "parts": {name: part.record() for name, part in data.parts.items()},
+            "seed": run.seed,
+            "device": device_name(run.accelerator),
+            "processes": run.accelerator.num_processes,
         },
         answers={name: answers for name, (answers, _) in by_row.items() if answers},
         scores={name: scores for name, (_, scores) in by_row.items() if scores},
@@ -166,12 +183,21 @@ def plan(attachment: Attachment, protocol: Protocol) -> list[Stage]:
     return stages
 
 
-class _Data:
-    """The rows of a run, tokenised when they are first needed and once."""
+Known = dict[
+    tuple[int, bytes], Any
+]  # rows that were tokenised before, by the identity of their split and their places
 
-    def __init__(self, task: Task, kind: Kind, parts: dict[str, Part]) -> None:
+
+class Data:
+    """The rows of a run, tokenised when they are first needed and once.
+
+    Runs on the same splits, with tokenizers and lengths that are the same, may share what is `known`.
+    """
+
+    def __init__(self, task: Task, kind: Kind, parts: dict[str, Part], known: Known | None = None) -> None:
         self.task, self.kind, self.parts = task, kind, parts
         self._tokenised: dict[str, tuple[np.ndarray, Any]] = {}
+        self._known = {} if known is None else known
 
     def pool(self, split: str) -> tuple[np.ndarray, Any]:
         """The rows of `split` that any part uses (all of them when that is a good share), and their tokens."""
@@ -180,11 +206,12 @@ class _Data:
                 np.concatenate([part.rows for part in self.parts.values() if part.split == split])
             )
             rows = self.task.splits[split]
-            if split.startswith("test") or len(used) < WHOLE_SPLIT * len(rows):
-                chosen = rows.select(used)
-            else:
-                used, chosen = np.arange(len(rows)), rows
-            self._tokenised[split] = used, self.kind.encode(chosen)
+            if not split.startswith("test") and len(used) >= WHOLE_SPLIT * len(rows):
+                used = np.arange(len(rows))
+            key = id(rows), used.tobytes()
+            if key not in self._known:
+                self._known[key] = self.kind.encode(rows if len(used) == len(rows) else rows.select(used))
+            self._tokenised[split] = used, self._known[key]
         return self._tokenised[split]
 
     def places(self, name: str) -> np.ndarray:
@@ -205,20 +232,27 @@ class _Data:
         return self.source("validation") if "validation" in self.parts else None
 
 
-class _Features:
+class Features:
     """The rows of a run as cached features, computed for the pool of a split when a part of it is first needed."""
 
-    def __init__(self, run: Run, data: _Data, store: FeatureStore) -> None:
+    def __init__(self, run: Run, data: Data, store: FeatureStore) -> None:
         self.run, self.data, self.store = run, data, store
 
     def source(self, name: str) -> Source:
         """Part `name` for the head alone, inside `without_backbone`."""
-        run, part = self.run, self.data.parts[name]
+        part = self.data.parts[name]
+        vectors, labels = self.pool(part.split)
+        places = self.data.places(name)
+        return feature_source(self.run.attachment.model, vectors[places], labels[places])
+
+    def pool(self, split: str) -> tuple[Tensor, np.ndarray]:
+        """Features and labels of all rows of `split` that are at hand; `data.places` says where those of a part are."""
+        run = self.run
         if not run.kind.cacheable:
             raise UnsupportedError(
                 f"a head for {self.data.task.kind} tasks reads every token, so it cannot train on cached features"
             )
-        _, examples = self.data.pool(part.split)
+        _, examples = self.data.pool(split)
         with run.timed("features"):
             vectors = head_features(
                 run.attachment,
@@ -228,17 +262,16 @@ class _Features:
                 run.protocol.eval_batch_size,
                 self.store,
             )
-        places = self.data.places(name)
-        return feature_source(run.attachment.model, vectors[places], examples.labels[places])
+        return vectors, examples.labels
 
 
 def _train_head(
-    run: Run, stage: Stage, data: _Data, store: FeatureStore, details: dict[str, Any]
-) -> _Features | None:
+    run: Run, stage: Stage, data: Data, store: FeatureStore, details: dict[str, Any]
+) -> Features | None:
     """Stage one on the bare backbone. Returns the features it used, if it used any."""
     features = None
     if run.protocol.stage_one == "cached":
-        features = _Features(run, data, store)
+        features = Features(run, data, store)
         try:
             training = features.source("train")
             validation = features.source("validation") if "validation" in data.parts else None
@@ -254,7 +287,7 @@ def _train_head(
     return None
 
 
-def _evaluate(run: Run, data: _Data, features: _Features | None) -> dict[str, np.ndarray]:
+def _evaluate(run: Run, data: Data, features: Features | None) -> dict[str, np.ndarray]:
     """Predictions of the selected weights on validation and test; from features where the head alone was trained."""
     names = [name for name in data.parts if name != "train"]
     model, size = run.attachment.model, run.protocol.eval_batch_size

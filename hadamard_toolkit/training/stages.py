@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +95,7 @@ def train_stage(run: Run, stage: Stage, training: Source, validation: Source | N
     optimizer = make_optimizer(parameters, stage.learning_rate, protocol)
     steps = stage.epochs * len(loader)
     scheduler = make_scheduler(optimizer, steps, protocol)
-    keeper = _Keeper(parameters, protocol)
+    keeper = Keeper(parameters, protocol)
     show = accelerator.is_main_process
     hook = run.on_step if stage.name == "stage_two" else None
     title = stage.name.replace("_", " ")
@@ -212,12 +212,7 @@ class _LossWatch:
         ).tolist()
         for (epoch, step, _, rate), loss in zip(self.pending, losses, strict=True):
             if not math.isfinite(loss):
-                field = "head_learning_rate" if self.stage.roles == ("head",) else "learning_rate"
-                raise TrainingError(
-                    f"the loss became {loss} in stage {self.stage.number} ({', '.join(self.stage.roles)}), epoch "
-                    f"{epoch}, step {step}, at learning rate {rate:.3g}; the weights are back where they were. Lower "
-                    f"{field}={self.stage.learning_rate:g}, or raise warmup={self.run.protocol.warmup:g}"
-                )
+                raise divergence(self.stage, self.run.protocol, loss, epoch, step, rate)
         self.seen += losses
         self.progress.update(len(losses))
         self.progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
@@ -230,10 +225,22 @@ class _LossWatch:
         return mean
 
 
-class _Keeper:
+def divergence(
+    stage: Stage, protocol: Protocol, loss: float, epoch: int, step: int, rate: float
+) -> TrainingError:
+    """What to say of a loss that is not finite."""
+    field = "head_learning_rate" if stage.roles == ("head",) else "learning_rate"
+    return TrainingError(
+        f"the loss became {loss} in stage {stage.number} ({', '.join(stage.roles)}), epoch {epoch}, step {step}, at "
+        f"learning rate {rate:.3g}; the weights are back where they were. Lower {field}={stage.learning_rate:g}, or "
+        f"raise warmup={protocol.warmup:g}"
+    )
+
+
+class Keeper:
     """Remembers the best weights, and when to give up."""
 
-    def __init__(self, parameters: list[nn.Parameter], protocol: Protocol) -> None:
+    def __init__(self, parameters: Sequence[Tensor], protocol: Protocol) -> None:
         self.parameters, self.protocol = parameters, protocol
         self.best: tuple[float, float] | None = None
         self.epoch = 0
@@ -257,13 +264,13 @@ class _Keeper:
         return self.epoch
 
 
-def snapshot(parameters: list[nn.Parameter]) -> list[Tensor]:
+def snapshot(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Copies of `parameters` in main memory."""
     return [parameter.detach().to("cpu", copy=True) for parameter in parameters]
 
 
 @torch.no_grad()
-def put_back(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+def put_back(parameters: Sequence[Tensor], values: list[Tensor]) -> None:
     """Set `parameters` to what `snapshot` returned."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
