@@ -151,7 +151,7 @@ def _source(spec: RunSpec, store: RunStore | None, folder: Path) -> Source:
 def _kept(spec: RunSpec, store: RunStore) -> Source | None:
     """The source from the files of the store, if the run is there, and its weights are."""
     if spec in store:
-        for folder, weights in ((store.folder / spec.key, "store"), (store.folder / KEPT / spec.key, KEPT)):
+        for folder, weights in ((store.folder_of(spec.key), "store"), (store.folder / KEPT / spec.key, KEPT)):
             if (folder / ADAPTER).is_file():
                 return Source(store.run(spec.key), folder, weights)
     return None
@@ -166,9 +166,9 @@ def _train(spec: RunSpec, store: RunStore, folder: Path) -> Source:
     again = spec in store
     done = run(spec, None if again else store)
     if done.attachment is None:  # another process of this training has just written it
-        return Source(done, store.folder / spec.key, "store")
+        return Source(done, store.folder_of(spec.key), "store")
     source = _saved(done, folder, "trained again" if again else "trained with this run")
-    if PartialState().is_main_process and not (store.folder / spec.key / ADAPTER).is_file():
+    if PartialState().is_main_process and not store.has(spec.key, ADAPTER):
         done.attachment.save(store.folder / KEPT / spec.key)
     done.attachment = None  # with it goes a whole model
     return source

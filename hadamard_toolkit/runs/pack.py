@@ -1,194 +1,99 @@
-"""A finished plan in one file: the folders of its runs, byte for byte, in one parquet file of the store.
-
-The file has a row per file of a run: `key`, `name` (its path inside the run's folder), `sha256` and `content`. All rows of
-one name form a row group, ordered by backbone, task and seed. What runs share (labels, row numbers, versions) lies side by
-side that way, so that compression stores it once, and the records are read without the tensors.
-"""
+"""`pack` and `unpack`: the finished runs of a plan from their folders into one file of the store, and back."""
 
 from __future__ import annotations
 
-import atexit
-import hashlib
-import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Mapping
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from filelock import FileLock
+import pandas as pd
 
-from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.paths import atomic_folder, atomic_write, cache_folder
-from hadamard_toolkit.runs.spec import key_of
+from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.runs.packed import (
+    ENDING,
+    RECORD,
+    Files,
+    Pack,
+    packs_in,
+    read_folder,
+    remove_packed,
+    write_files,
+    write_pack,
+)
+from hadamard_toolkit.runs.plan import load_plan
+from hadamard_toolkit.runs.store import RunStore, as_store
 
-ENDING = ".runs.parquet"
-RECORD = "run.json"
-FORMAT = b"1"
-SCHEMA = pa.schema([("key", pa.string()), ("name", pa.string()), ("sha256", pa.string()), ("content", pa.binary())])
-NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # a file of a run's folder, or of one folder in it
-Files = dict[tuple[str, str], bytes]  # (key, name) -> content
-
-
-class Pack:
-    """The runs in one packed file; `packs_in` opens those of a store."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} is no packed plan, or is damaged: {error}") from None
-        facts = self._file.schema_arrow.metadata or {}
-        if facts.get(b"format") != FORMAT or not self._file.schema_arrow.equals(SCHEMA):
-            raise DataError(f"{path} is no packed plan that this version reads")
-
-    @cached_property
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Key -> run.json of every run, checked against its checksum and its key."""
-        found = {}
-        for (key, _), content in sorted(self.files(RECORD).items()):
-            record = json.loads(content)
-            if record.get("key") != key or key_of(record["spec"]) != key:
-                raise DataError(f"{self.path} is damaged: the record of run {key} belongs to another run")
-            found[key] = record
-        return found
-
-    def files(self, name: str | None = None) -> Files:
-        """Content by key and name; of the files called `name` alone, if it is given. `DataError` for a wrong checksum."""
-        try:
-            filters = None if name is None else [("name", "=", name)]
-            table = pq.read_table(self.path, filters=filters)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{self.path} cannot be read: {error}") from None
-        found: Files = {}
-        for row in table.to_pylist():
-            if not re.fullmatch(r"[0-9a-f]{16}", row["key"]) or not NAME.fullmatch(row["name"]):
-                raise DataError(f"{self.path} is damaged: {row['key']}/{row['name']} is no file of a run")
-            if _digest(row["content"]) != row["sha256"]:
-                raise DataError(f"{self.path} is damaged: the checksum of {row['key']}/{row['name']} is wrong")
-            found[row["key"], row["name"]] = row["content"]
-        return found
-
-    @cached_property
-    def names(self) -> dict[str, frozenset[str]]:
-        """Key -> names of the files that it has."""
-        table = self._file.read(["key", "name"]).to_pydict()
-        found: dict[str, set[str]] = {}
-        for key, name in zip(table["key"], table["name"], strict=True):
-            found.setdefault(key, set()).add(name)
-        return {key: frozenset(names) for key, names in found.items()}
-
-    def folder(self, key: str) -> Path:
-        """A folder with the files of run `key`; all of the pack are unpacked into the cache when one is first asked for.
-
-        Where the cache cannot be written, they are unpacked into a temporary folder that this process removes at its end.
-        """
-        return self._unpacked / key
-
-    @cached_property
-    def _unpacked(self) -> Path:
-        stem = self.path.name.removesuffix(ENDING)
-        target = cache_folder() / "packs" / f"{stem}-{_digest(self.path.read_bytes())[:16]}"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_name(f".{target.name}.lock")):
-                if not target.is_dir():
-                    with atomic_folder(target) as staging:
-                        write_files(self.files(), staging)
-        except OSError:
-            target = Path(tempfile.mkdtemp(prefix="hadamard-pack-"))
-            atexit.register(shutil.rmtree, target, ignore_errors=True)
-            write_files(self.files(), target)
-        return target
+LEFT_OUT = ("adapter", "protocol", "sparsity")  # JSON texts, as long as all other columns together
+DIGITS = "%.6g"
 
 
-def packs_in(folder: Path) -> list[Pack]:
-    """The packed plans of a store, by name; each file is opened once while it stays the same."""
-    found = []
-    for path in sorted(folder.glob(f"*{ENDING}")):
-        state = path.stat()
-        found.append(_opened(path, state.st_mtime_ns, state.st_size))
-    return found
+def pack(plan: str | Path, store: RunStore | str | Path) -> Path:
+    """Put the finished runs of a plan file into one file of the store and remove their folders.
 
+    `<plan>.runs.parquet` holds every file of every run byte for byte, in about two fifths of the size; `<plan>.csv`
+    beside it is `RunStore.wide` of the same runs, for people and for diffs. `RunStore` reads folders and packed runs
+    alike, so nothing else changes. Runs that another plan has packed already stay there.
 
-@lru_cache(maxsize=64)
-def _opened(path: Path, modified: int, size: int) -> Pack:
-    return Pack(path)
+    Packing again adds what has come since (runs, and tables measured on packed ones). The file is written under
+    another name, read back and compared before any folder goes, so it can be interrupted at any moment and repeated.
+    Equal runs give equal bytes.
 
-
-def write_pack(path: Path, files: Files, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `files` to `path`, wholly or not at all, and check what was written. Equal files give equal bytes."""
-
-    def place(entry: tuple[str, str]) -> tuple[Any, ...]:
-        spec = records[entry[0]]["spec"]
-        return spec["backbone"], spec["task"], spec["seed"], entry[0]
-
-    by_name: dict[str, list[tuple[str, str]]] = {}
-    for entry in sorted(files):
-        by_name.setdefault(entry[1], []).append(entry)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        SCHEMA.with_metadata({b"format": FORMAT}),
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=["name"],
-        data_page_size=1 << 28,  # one page per row group: compression sees all files of a name at once
-    ) as writer:
-        for entries in by_name.values():
-            rows = [
-                {"key": key, "name": name, "sha256": _digest(files[key, name]), "content": files[key, name]}
-                for key, name in sorted(entries, key=place)
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA), row_group_size=len(rows))
-    staging = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        atomic_write(staging, sink.getvalue().to_pybytes())
-        if Pack(staging).files() != files:
-            raise DataError(f"{path} was not written as it should be; the runs stay in their folders")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """Name -> content of the files in a run's folder and in the folders in it."""
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    return {name: (folder / name).read_bytes() for name in names if NAME.fullmatch(name)}
-
-
-def write_files(files: Files, folder: Path) -> None:
-    """Every file under `folder/<key>/<name>`."""
-    for (key, name), content in files.items():
-        path = folder / key / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def remove_packed(folder: Path, packed: Mapping[str, bytes]) -> None:
-    """Remove from a run's folder what is packed with the same content, the record first.
-
-    Whatever is killed when, the run is whole in the folder or in the pack; a table that was measured meanwhile stays.
+    Returns the path of the packed file. `ArgumentError` if no run of the plan is there.
     """
-    for name in sorted(packed, key=lambda name: name != RECORD):
-        path = folder / name
-        if path.is_file() and path.read_bytes() == packed[name]:
-            path.unlink()
-    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-        _remove_if_empty(path)
-    _remove_if_empty(folder)
+    store, plan = as_store(store), Path(plan)
+    path = store.folder / f"{plan.stem}{ENDING}"
+    files: Files = Pack(path).files() if path.is_file() else {}
+    before = dict(files)
+    elsewhere = {key for other in packs_in(store.folder) if other.path != path for key in other.names}
+    keys = [spec.key for spec in load_plan(plan) if spec in store and spec.key not in elsewhere]
+    if not keys:
+        raise ArgumentError(f"plan={str(plan)!r} has no run in {store.folder} that is not packed elsewhere")
+    loose: dict[str, dict[str, bytes]] = {}
+    for key in dict.fromkeys(keys):
+        if (store.folder / key).is_dir():
+            loose[key] = read_folder(store.folder / key)
+            if RECORD in loose[key]:  # a run that was done again replaces the packed one
+                files = {entry: content for entry, content in files.items() if entry[0] != key}
+            files |= {(key, name): content for name, content in loose[key].items()}
+    records = {key: store.record(key) for key in {key for key, _ in files}}
+    if files != before:
+        write_pack(path, files, records)
+    for key, packed in loose.items():
+        remove_packed(store.folder / key, packed)
+    atomic_write(path.with_name(f"{plan.stem}.csv"), _table(store.only(records)))
+    return path
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
+def unpack(plan: str | Path, store: RunStore | str | Path) -> list[str]:
+    """Put the packed runs of a plan file back into folders, with the same bytes, and remove the packed file.
+
+    Returns their keys. Folders that are there already are left as they are.
+    """
+    store, plan = as_store(store), Path(plan)
+    path = store.folder / f"{plan.stem}{ENDING}"
+    if not path.is_file():
+        raise ArgumentError(f"plan={str(plan)!r} was not packed: {path} is not there")
+    by_key: dict[str, Files] = {}
+    for (key, name), content in Pack(path).files().items():
+        by_key.setdefault(key, {})[key, name] = content
+    for key, files in by_key.items():
+        target = store.folder / key
+        if (target / RECORD).is_file():
+            continue
+        kept = read_folder(target) if target.is_dir() else {}  # measured since the run was packed
+        files |= {(key, name): content for name, content in kept.items()}
+        with atomic_folder(target) as staging:
+            write_files({("", name): content for (_, name), content in files.items()}, staging)
+    path.unlink()
+    path.with_name(f"{plan.stem}.csv").unlink(missing_ok=True)
+    return sorted(by_key)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _table(part: RunStore) -> str:
+    wide: pd.DataFrame = part.wide().drop(columns=list(LEFT_OUT)).sort_index()
+    changing = [name for name in wide.columns if name in ("backbone", "task", "label") or _varies(wide[name])]
+    return str(wide[changing].to_csv(float_format=DIGITS, lineterminator="\n"))
+
+
+def _varies(column: pd.Series[Any]) -> bool:
+    return bool(column.nunique(dropna=False) > 1)

@@ -50,7 +50,8 @@ class Run:
         by row; "labels" [rows, 2] are then the places of the first true answer.
     answers: of a span task, split -> id of the question -> predicted answer; each split is a prediction file as SQuAD's
         official script reads it. Empty for other tasks.
-    folder: where it is stored, or None. attachment: the trained attachment, None when the run was read from a store.
+    folder: where its files are, or None. store: the folder of its store, or None.
+    attachment: the trained attachment, None when the run was read from a store.
     """
 
     spec: RunSpec
@@ -63,6 +64,7 @@ class Run:
     predictions: dict[str, dict[str, np.ndarray]] = field(repr=False)
     folder: Path | None = None
     attachment: Attachment | None = field(default=None, repr=False)
+    store: Path | None = None
     answers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     @property
@@ -162,6 +164,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} holds no run: {RECORD} is missing") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{RECORD} in {folder} cannot be read: {error}") from None
+    return check_record(record, folder)
+
+
+def check_record(record: Any, folder: Path) -> dict[str, Any]:
+    """`record`, if it can be the run.json of `folder`, which bears the run's key; else a `DataError` that says why."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
         raise DataError(f"{RECORD} in {folder} has schema {found!r}; this version reads schema {SCHEMA}")

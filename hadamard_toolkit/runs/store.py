@@ -22,10 +22,12 @@ from filelock import FileLock, Timeout
 from hadamard_toolkit.errors import ArgumentError, DataError, StoreError, check_choice
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 from hadamard_toolkit.runs.environment import describe_error
+from hadamard_toolkit.runs.packed import Pack, packs_in
 from hadamard_toolkit.runs.record import (
     KEEP,
     RECORD,
     Run,
+    check_record,
     describe,
     is_subset,
     read_record,
@@ -113,9 +115,11 @@ class RunStore:
 
     def keys(self) -> list[str]:
         """Keys of the runs that are done, sorted."""
-        return [
+        found = {
             path.name for path in self._folders() if KEY.fullmatch(path.name) and (path / RECORD).is_file()
-        ]
+        }
+        packed = (key for pack in packs_in(self.folder) for key in pack.names if self._shown(key))
+        return sorted(found.union(packed))
 
     def __len__(self) -> int:
         return len(self.keys())
@@ -124,21 +128,45 @@ class RunStore:
         key = run.key if isinstance(run, RunSpec) else run
         if not isinstance(key, str) or not KEY.fullmatch(key) or not self._shown(key):
             return False
-        return (self.folder / key / RECORD).is_file()
+        return (self.folder / key / RECORD).is_file() or self._pack_of(key) is not None
 
     def run(self, key: str) -> Run:
         """The run with this key, or with the only key that begins so. `ArgumentError` for none or several."""
-        return read_run(self.folder / self._resolve(key))
+        run = read_run(self.folder_of(key))
+        run.store = self.folder
+        return run
+
+    def record(self, key: str) -> dict[str, Any]:
+        """The checked run.json of the run with this very key, loose or packed; `DataError` says what is wrong."""
+        folder = self.folder / key
+        if not (folder / RECORD).is_file() and (pack := self._pack_of(key)):
+            return check_record(pack.records[key], folder)
+        return read_record(folder)
+
+    def folder_of(self, key: str) -> Path:
+        """The folder that holds the files of a run; those of a packed run are unpacked into the cache for it."""
+        key = self._resolve(key)
+        if not (self.folder / key / RECORD).is_file() and (pack := self._pack_of(key)):
+            return pack.folder(key)
+        return self.folder / key
+
+    def has(self, key: str, name: str) -> bool:
+        """Whether the run has a file of this name, such as `"masks.safetensors"` or `"measured/removal.json"`."""
+        pack = self._pack_of(key)
+        return (self.folder / key / name).is_file() or (pack is not None and name in pack.names[key])
+
+    def _pack_of(self, key: str) -> Pack | None:
+        return next((pack for pack in packs_in(self.folder) if key in pack.names), None)
 
     def vectors(self, key: str) -> dict[str, np.ndarray]:
         """Trained vectors of a run, stacked over layers, without loading a backbone; see `Attachment.vectors`."""
-        return stored_vectors(self.folder / self._resolve(key))
+        return stored_vectors(self.folder_of(key))
 
     def masks(self, key: str) -> Masks:
         """Masks of a sparse run, from its files alone; `ArgumentError` for a run without masks."""
         from hadamard_toolkit.sparsity.masks import Masks
 
-        return Masks.load(self.folder / self._resolve(key))
+        return Masks.load(self.folder_of(key))
 
     def load(self) -> pd.DataFrame:
         """All runs as one tidy table: a row per run, split and metric.
@@ -155,9 +183,10 @@ class RunStore:
                 f"store={str(self.folder)!r} is not there; it comes into being with its first run"
             )
         rows: list[dict[str, Any]] = []
-        for folder in self._folders():
+        for key in sorted({*self.keys(), *(folder.name for folder in self._folders())}):
+            folder = self.folder / key
             try:
-                rows += _tidy(read_record(folder))
+                rows += _tidy(self.record(key))
             except DataError as error:
                 warnings.warn(f"skipped {folder}: {error}", stacklevel=2)
             except (KeyError, TypeError, AttributeError) as error:
@@ -223,7 +252,10 @@ class RunStore:
         Studies ask the same run many things (its score without layer 3, its attention norms); each is measured once.
         `name` is a file name without ending. The table comes back from its file either way, with plain columns.
         """
-        path = self.folder / self._resolve(key) / MEASURED / f"{name}.json"
+        key, file = self._resolve(key), f"{MEASURED}/{name}.json"
+        path = self.folder / key / file
+        if not path.is_file() and self.has(key, file):
+            path = self.folder_of(key) / file
         if not path.is_file():
             table = json.loads(measure().to_json(orient="split", index=False, double_precision=9))
             lines = ",\n".join(json.dumps(row) for row in table["data"])
@@ -259,7 +291,7 @@ class RunStore:
         with atomic_folder(target) as staging:
             write_run(run, staging, keep=self.keep)
         (self.folder / FAILED / f"{run.key}.json").unlink(missing_ok=True)
-        run.folder = target
+        run.folder, run.store = target, self.folder
         return run
 
     def add_failure(self, spec: RunSpec, error: BaseException) -> None:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError, check_choice, check_range
 from hadamard_toolkit.runs.environment import usable_cores
-from hadamard_toolkit.runs.record import describe, read_record
+from hadamard_toolkit.runs.record import describe
 from hadamard_toolkit.runs.rescue import rescue
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
@@ -104,7 +104,7 @@ def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
     spec, status, score, seconds = attempt.spec, attempt.status, float("nan"), float("nan")
     # also when the process that had it elsewhere has finished meanwhile
     if spec in store and not _damaged(spec, store):
-        record = read_record(store.folder / spec.key)
+        record = store.record(spec.key)
         status = "present" if status == "present" else "done"
         value = record["metrics"]["test"][record["headline"]]
         score, seconds = float("nan") if value is None else value, record["times"]["total"]
@@ -115,7 +115,7 @@ def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
 def _damaged(spec: RunSpec, store: RunStore) -> Attempt | None:
     """A failed attempt where the record of a run that is there cannot be read; None where it can."""
     try:
-        read_record(store.folder / spec.key)
+        store.record(spec.key)
     except DataError as error:
         way_out = f"remove the folder {store.folder / spec.key} to do the run again"
         return Attempt(spec, "failed", f"{_one_line(error)}; {way_out}")

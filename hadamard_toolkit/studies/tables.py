@@ -168,7 +168,7 @@ def measured_table(store: RunStore, name: str) -> pd.DataFrame:
     parts = []
     front = ["key", "task", "method", "seed"]
     for values in runs[front].itertuples(index=False, name=None):
-        if (store.folder / values[0] / "measured" / f"{name}.json").is_file():
+        if store.has(values[0], f"measured/{name}.json"):
             found = store.measured(values[0], name, pd.DataFrame)
             fixed = dict(zip(front, values, strict=True))
             parts.append(found.assign(**fixed)[[*front, *(c for c in found.columns if c not in front)]])

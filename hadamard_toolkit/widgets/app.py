@@ -31,7 +31,7 @@ def prunable(store: RunStore) -> pd.DataFrame:
     """Runs of a store that can be pruned, a row each, `words` being what a menu says. `DataError` if there are none."""
     table = store.load()
     shown = table[table["headline"] & (table["split"] == "test") & (table["trained"] > 0)]
-    weights = shown["key"].map(lambda key: (store.folder / key / "adapter_model.safetensors").is_file())
+    weights = shown["key"].map(lambda key: store.has(key, "adapter_model.safetensors"))
     shown = shown[weights.astype(bool)].sort_values(["task", "label", "seed", "key"])
     if shown.empty:
         raise DataError(

@@ -56,7 +56,7 @@ def subjects(
                 "this run was not stored; give its attachment, or run(spec, store) and store.run(key)"
             )
         found.append(Evaluation.of_run(run, name=name, **options))
-    return found, [run.spec for run in runs], [run.folder.parent if run.folder else None for run in runs]
+    return found, [run.spec for run in runs], [run.store for run in runs]
 
 
 def profile_of(specs: Sequence[RunSpec | None]) -> str | None:
