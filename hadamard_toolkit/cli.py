@@ -115,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     many.set_defaults(command=_sweep)
 
+    packing = commands.add_parser("pack", help="put the finished runs of a plan into one file of the store")
+    packing.add_argument("plan", metavar="PLAN.toml", help="the plan whose runs are packed")
+    packing.add_argument(
+        "--undo", action="store_true", help="put packed runs back into folders, byte for byte"
+    )
+    packing.set_defaults(command=_pack)
+
     pruner = commands.add_parser("pruner", help="prune the layers of a stored run by hand, in a browser")
     pruner.add_argument(
         "--run", metavar="KEY", help="key of the run, or how it begins (default: choose there)"
@@ -151,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=("adapters", "vectors", "everything", "nothing"),
             help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, all, none",
         )
-    for command in (one, runs, many, pruner, measured):
+    for command in (one, runs, many, packing, pruner, measured):
         command.add_argument(
             "--store", default=STORE, metavar="DIR", help="folder of the runs (default: %(default)s)"
         )
@@ -311,6 +318,17 @@ def _sweep(options: argparse.Namespace) -> int:
         options.workers,
         only_say=options.dry_run,
     )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.runs.pack import pack, unpack
+
+    if options.undo:
+        print(f"{len(unpack(options.plan, options.store))} runs back in folders of {options.store}")
+    else:
+        path = pack(options.plan, options.store)
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    return 0
 
 
 def _pruner(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.runs.fused import source_specs
 from hadamard_toolkit.runs.packed import (
     ENDING,
     RECORD,
@@ -45,7 +46,9 @@ def pack(plan: str | Path, store: RunStore | str | Path) -> Path:
     files: Files = Pack(path).files() if path.is_file() else {}
     before = dict(files)
     elsewhere = {key for other in packs_in(store.folder) if other.path != path for key in other.names}
-    keys = [spec.key for spec in load_plan(plan) if spec in store and spec.key not in elsewhere]
+    specs = load_plan(plan)
+    under = [source for spec in specs for source in source_specs(spec).values()]
+    keys = [spec.key for spec in (*specs, *under) if spec in store and spec.key not in elsewhere]
     if not keys:
         raise ArgumentError(f"plan={str(plan)!r} has no run in {store.folder} that is not packed elsewhere")
     loose: dict[str, dict[str, bytes]] = {}

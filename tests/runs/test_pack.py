@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.pack import pack, unpack
 from hadamard_toolkit.runs.packed import Pack, packs_in, remove_packed
@@ -234,6 +235,18 @@ def test_without_a_cache_to_write_packed_runs_are_read_all_the_same(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "file" / "cache"))
     assert packed.run(packed.keys()[0]).score >= 0
+
+
+def test_the_command_packs_and_unpacks(
+    both: tuple[RunStore, RunStore, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loose, packed, plan = both
+    assert main(["pack", str(plan), "--undo", "--store", str(packed.folder)]) == 0
+    assert capsys.readouterr().out.startswith("4 runs back in folders")
+    assert contents(packed.folder) == contents(loose.folder)
+    assert main(["pack", str(plan), "--store", str(packed.folder)]) == 0
+    assert "small.runs.parquet" in capsys.readouterr().out
+    assert packed.keys() == loose.keys()
 
 
 def test_a_run_of_two_plans_is_packed_once(both: tuple[RunStore, RunStore, Path], tmp_path: Path) -> None:
