@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -33,12 +35,38 @@ class TrainingError(ToolkitError, ArithmeticError):
     """Training diverged."""
 
 
+def suggestion(value: object, options: Iterable[object]) -> str:
+    """ " Did you mean 'x'?", for an error about `value`; empty where no option looks like it.
+
+    The order of words, their case and what stands between them do not matter, nor that one name has more of them.
+    """
+    if not isinstance(value, str) or not (asked := _words(value)):
+        return ""
+    words = {option: own for option in options if isinstance(option, str) and (own := _words(option))}
+    joined = {" ".join(own): option for option, own in words.items()}
+    close = (
+        [option for option, own in words.items() if own == asked]
+        or [
+            option
+            for option, own in words.items()
+            if set(asked) <= set(own) or set(own) <= set(asked) or option.startswith(value.lower())
+        ]
+        or [joined[match] for match in difflib.get_close_matches(" ".join(asked), joined)]
+    )
+    return f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
+
+
+def _words(name: str) -> list[str]:
+    return sorted(re.findall(r"[^\W\d_]+|\d+", name.lower()))
+
+
 def check_choice(argument: str, value: object, allowed: Iterable[object]) -> None:
     """Raise `ArgumentError` unless `value` is one of `allowed`."""
     options = list(allowed)
     if value not in options:
         raise ArgumentError(
             f"{argument}={value!r} is not allowed; choose one of {', '.join(map(repr, options))}"
+            + (f".{hint}" if (hint := suggestion(value, options)) else "")
         )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.errors import ArgumentError, suggestion
 from hadamard_toolkit.tasks import domains, embedded, glue, squad
 from hadamard_toolkit.tasks.base import Task
 
@@ -66,9 +65,9 @@ def canonical(name: str) -> str:
     squashed = {_squash(known): known for known in TASKS}
     if isinstance(name, str) and _squash(name) in squashed:
         return squashed[_squash(name)]
-    close = difflib.get_close_matches(str(name).lower(), TASKS, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ArgumentError(f"name={name!r} is no known task.{hint} Known tasks: {', '.join(TASKS)}")
+    raise ArgumentError(
+        f"name={name!r} is no known task.{suggestion(name, TASKS)} Known tasks: {', '.join(TASKS)}"
+    )
 
 
 def _squash(name: str) -> str:

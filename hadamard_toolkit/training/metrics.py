@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from hadamard_toolkit.errors import DataError, check_choice
+from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.tasks.metrics import check_metric
 
 Array = NDArray[np.number]
 
@@ -41,7 +42,8 @@ def compute(names: Iterable[str], logits: Array, labels: Array) -> dict[str, flo
 
     Natural units: accuracy and the F1 family in 0..1, correlations in -1..1. `f1` is binary with class 1
     positive, `macro-f1` and `micro-f1` average over classes. A correlation with something constant is 0, as in
-    GLUE. Raises `ArgumentError` for an unknown metric and `DataError` for shapes that do not match.
+    GLUE. Raises `ArgumentError` for a metric that such logits do not have (`tasks.metrics`) and `DataError` for shapes
+    that do not match.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != (len(logits),) or not len(labels):
@@ -53,7 +55,8 @@ def compute(names: Iterable[str], logits: Array, labels: Array) -> dict[str, flo
 
 
 def _one(name: str, logits: Array, labels: Array) -> float:
-    check_choice("metric", name, METRICS)
+    classes = logits.shape[1]
+    check_metric(name, "classification" if classes > 1 else "regression", classes)
     predicted = logits[:, 0].astype(np.float64) if name in _ON_SCORES else logits.argmax(axis=1)
     if name in _CORRELATIONS and (_constant(predicted) or _constant(labels)):
         return 0.0

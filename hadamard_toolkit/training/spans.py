@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
-from hadamard_toolkit.tasks.squad import check_answers
+from hadamard_toolkit.tasks.base import SPAN_COLUMNS, check_rows
 from hadamard_toolkit.training.answers import compare
 from hadamard_toolkit.training.batching import Batch, Padding, Rows, Source
 from hadamard_toolkit.training.evaluation import collect_in_evaluation, inputs_of
@@ -98,10 +98,6 @@ class Spans:
     def __init__(
         self, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: Protocol
     ) -> None:
-        if tuple(columns) != ("question", "context"):
-            raise ArgumentError(
-                f"text_columns={tuple(columns)!r} is not allowed; a span task has ('question', 'context')"
-            )
         if not tokenizer.is_fast:
             raise UnsupportedError(
                 f"{type(tokenizer).__name__} does not say where its tokens stand in the text; a span task needs that"
@@ -114,7 +110,7 @@ class Spans:
         return self._pad(rows)
 
     def encode(self, rows: Dataset) -> Questions:
-        check_answers(rows, "span task")
+        check_rows(rows, SPAN_COLUMNS, "span", 0, "span task")
         contexts, answers = list(rows["context"]), list(rows["answers"])
         encoded = self.tokenizer(
             self._short(list(rows["question"])),

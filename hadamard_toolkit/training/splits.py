@@ -10,6 +10,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.tasks.base import is_test
 from hadamard_toolkit.training.protocol import Protocol
 
 LARGEST_DEFAULT = 1000  # validation rows held out where the protocol does not say how many
@@ -54,7 +55,7 @@ def draw(splits: DatasetDict, protocol: Protocol, seed: int) -> dict[str, Part]:
     elif held_out:
         parts["validation"] = Part("train", np.sort(order[:held_out]), available)
     for name in splits:
-        if name.startswith("test"):
+        if is_test(name):
             rows = np.random.default_rng(TEST_ROWS_SEED).permutation(len(splits[name]))[: protocol.test_rows]
             parts[name] = Part(name, np.sort(rows), len(splits[name]))
     return parts

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def test_a_regression_needs_finite_floats() -> None:
         ([0, 1, 2, 3], "holds int64; regression needs floats"),
     ):
         with pytest.raises(DataError, match=message):
-            _task(_splits(label=label), kind="regression", labels=())
+            _task(_splits(label=label), kind="regression", labels=(), metric="pearson")
 
 
 def test_missing_columns_and_rows() -> None:
@@ -98,13 +99,130 @@ def test_missing_columns_and_rows() -> None:
         ({"text_columns": ("a", "b", "c")}, "name one or two columns"),
         ({"labels": ("only",)}, "two or more different names"),
         ({"labels": ("no", "no")}, "two or more different names"),
-        ({"kind": "regression"}, r"labels=\('no', 'yes'\) is not allowed"),
+        ({"kind": "regression", "metric": "pearson"}, r"labels=\('no', 'yes'\) is not allowed"),
+        ({"labels": "no"}, r"labels=\('no',\) is not allowed"),
+        (
+            {"kind": "span", "labels": (), "metric": "f1", "text_columns": ("context", "question")},
+            r"a span task has \('question', 'context'\)",
+        ),
         ({"metrics": ("f1",)}, "metric='accuracy' is not allowed; choose one of 'f1'"),
     ],
 )
 def test_bad_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         _task(**fields)
+
+
+def test_one_name_alone_is_not_read_by_letters() -> None:
+    task = _task(text_columns="text", metrics="accuracy")
+    assert (task.text_columns, task.metrics) == (("text",), ("accuracy",))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("dev", "Did you mean 'validation'?"),
+        ("val", "Did you mean 'validation'?"),
+        ("eval", "Did you mean 'validation'?"),
+        ("validation_matched", "Did you mean 'validation'?"),
+        ("Train", "Did you mean 'train'?"),
+        ("unsupervised", "leave it out"),
+    ],
+)
+def test_a_split_that_nothing_would_read_is_refused(name: str, hint: str) -> None:
+    splits = _splits()
+    splits[name] = splits["test"]
+    with pytest.raises(ArgumentError) as refused:
+        _task(splits)
+    assert f"splits=['train', 'test', {name!r}] is not allowed: nothing would read {name!r}" in str(
+        refused.value
+    )
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["validation", "test_mismatched", "test-2", "testing"])
+def test_splits_to_select_and_to_test_on_are_kept(name: str) -> None:
+    splits = _splits()
+    splits[name] = splits["test"]
+    assert list(_task(splits).splits) == ["train", "test", name]
+
+
+def test_a_data_frame_is_read_without_its_index() -> None:
+    rows = pd.DataFrame({"text": ["a", "b", "c"], "label": [0, 1, 1]}, index=[7, 8, 9])
+    task = _task({"train": rows[rows.label == 1], "test": rows})  # type: ignore[arg-type]
+    assert isinstance(task.splits, DatasetDict)
+    assert task.splits["train"].to_dict() == {"text": ["b", "c"], "label": [1, 1]}
+    rated = rows.assign(label=[0.5, 1, 2])
+    task = _task(
+        {"train": rated, "test": rated},  # type: ignore[arg-type]
+        kind="regression",
+        labels=(),
+        metric="pearson",
+    )
+    assert task.splits["test"].features["label"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            pd.DataFrame({"text": ["a", None], "label": [0, 1]}),
+            "split 'train': column 'text' has no text in row 1",
+        ),
+        (
+            pd.DataFrame({"text": ["a", "b"], "label": [0, None]}),
+            "column 'label' has no value in row 1",
+        ),
+        (
+            pd.DataFrame({"text": ["a", 1], "label": [0, 1]}, dtype=object),
+            "split 'train' cannot be read from its DataFrame: .*text",
+        ),
+        (_splits()["test"].to_iterable_dataset(), "split 'train' streams its rows"),
+        (
+            {"text": ["a"], "label": [0]},
+            "split 'train' is a dict; give a datasets.Dataset or a pandas DataFrame",
+        ),
+    ],
+)
+def test_rows_of_another_kind_are_refused_or_checked(train: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        _task({"train": train, "test": _splits()["test"]})  # type: ignore[arg-type]
+
+
+def test_the_format_of_a_data_set_is_left_aside_and_a_transform_refused() -> None:
+    splits = _splits()
+    splits.set_format("torch", columns=["label"])
+    task = _task(splits)
+    assert task.splits["train"][0] == {"text": "a", "label": 0}
+    assert type(task.splits["train"]["label"][0]) is int
+    assert splits["train"].format["type"] == "torch"  # the user's own is as it was
+    splits.set_transform(lambda batch: {"text": [text.upper() for text in batch["text"]]})
+    with pytest.raises(DataError, match="split 'train' has a transform"):
+        _task(splits)
+
+
+def test_label_names_in_another_order_than_the_data_are_refused() -> None:
+    splits = _splits().cast_column("label", ClassLabel(names=["yes", "no"]))
+    with pytest.raises(
+        DataError, match=r"'label' numbers \['yes', 'no'\], but the task has .*\('no', 'yes'\)"
+    ):
+        _task(splits)
+    assert _task(splits, labels=("yes", "no")).splits["train"]["label"][:] == [0, 1, 1, 0]
+    assert _task(splits, labels=("nein", "ja")).labels == ("nein", "ja")  # other names are the user's choice
+
+
+def _span(answers: list[Any]) -> Task:
+    rows = in_memory({"question": ["who"], "context": ["a man"], "answers": answers})
+    return _task(DatasetDict(train=rows, test=rows), text_columns=("question", "context"), kind="span",
+                 labels=(), metric="f1")  # fmt: skip
+
+
+def test_the_answers_of_a_span_task_are_checked() -> None:
+    assert _span([{"text": ["man"], "answer_start": [2]}]).n_labels == 2
+    with pytest.raises(DataError, match="split 'train': row 0 has the answer 'man', which is not in its"):
+        _span([{"text": ["man"], "answer_start": [1]}])
+    with pytest.raises(DataError, match="a span task needs a column 'answers'"):
+        _span(["man"])
 
 
 @given(st.integers(1, 12), st.integers(0, 2**31))

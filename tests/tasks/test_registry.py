@@ -37,6 +37,23 @@ def test_an_unknown_task_gets_close_matches_and_the_list() -> None:
     assert all(name in str(refused.value) for name in TASKS)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("sst", "'sst2'"),
+        ("sts", "'stsb'"),
+        ("imbd", "'imdb'"),
+        ("SQuAD v1.1", "'squad'"),
+        ("word_order", "'embedded/word-order'"),
+        ("hyperpartisan_news", "'hyperpartisan'"),
+        ("polarity", "'embedded/tweets-polarity' or 'embedded/movies-polarity'"),
+    ],
+)
+def test_a_near_miss_gets_a_suggestion(written: str, meant: str) -> None:
+    with pytest.raises(ArgumentError, match=f"no known task. Did you mean {meant}"):
+        load_task(written)
+
+
 @pytest.mark.parametrize("name", ["", "wnli", None, 3])
 def test_nonsense_is_refused(name: Any) -> None:
     with pytest.raises(ArgumentError, match="is no known task"):
