@@ -1,5 +1,8 @@
 # make setup       environment in .venv, embedded backbone and data (checksums verified)
 # make test        setup, ruff, mypy, unit tests, notebook hygiene, nbval, the pruner in a browser
+# make test-lowest, make test-newest
+#                 the unit tests with the lowest versions that pyproject.toml allows, or with the newest releases, each in a
+#                 fresh environment of its own (build/lowest, build/newest)
 # make browser-test  the last of these alone: Voilà, JupyterLab and Chromium (installed where missing and permitted)
 # make reproduce   setup, every notebook in the smoke profile into build/notebooks, its figures into build/figures
 # make notebooks   rewrite the committed notebooks/*.ipynb from their scripts, executed
@@ -43,7 +46,7 @@ COMMITTED := $(SCRIPTS:notebooks/%.py=build/stamps/%)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint unit nbval browser-test reproduce executed notebooks figures clean
+.PHONY: help setup test lint unit nbval browser-test test-lowest test-newest reproduce executed notebooks figures clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -68,8 +71,8 @@ $(FETCHED): $(INSTALLED)
 	@mkdir -p $(@D) && touch $@
 
 # The committed outputs are smoke outputs without progress bars, whatever the shell says.
-test lint unit nbval browser-test notebooks: export HADAMARD_PROFILE := smoke
-test lint unit nbval browser-test notebooks: export HADAMARD_PROGRESS := 0
+test lint unit nbval browser-test test-lowest test-newest notebooks: export HADAMARD_PROFILE := smoke
+test lint unit nbval browser-test test-lowest test-newest notebooks: export HADAMARD_PROGRESS := 0
 
 test: lint unit nbval browser-test
 
@@ -96,6 +99,19 @@ browser-test: $(BROWSER)
 $(BROWSER): $(INSTALLED) | $(FETCHED)
 	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e ".[notebooks,test,browser]"
 	@touch $@
+
+# uv can resolve to the lowest version of what is named in pyproject.toml. The environment is made anew each time, so that
+# nothing stays that an earlier bound brought. Old releases beside new ones warn of each other: only failures count here.
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-lowest test-newest: test-%:
+	rm -rf build/$*
+	@$(MAKE) --no-print-directory VENV=build/$* build/$*/bin/python
+	build/$*/bin/python -m pip install --quiet uv
+	build/$*/bin/python -m uv pip install --python build/$*/bin/python --resolution $(RESOLUTION) \
+		$(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) -e ".[notebooks,test]"
+	build/$*/bin/hadamard fetch
+	TEST_RESOLUTION=$(RESOLUTION) build/$*/bin/python -m pytest -q tests -W default -n $(JOBS) --dist loadfile
 
 reproduce: executed figures
 	@echo; echo "Notebooks, executed in the $(HADAMARD_PROFILE) profile, in $(EXECUTED_IN)/"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,21 @@ def test_the_design_s_floors(declared: dict[str, SpecifierSet], project: dict[st
     assert "2.10" not in declared["torch"]
     assert "5.17" in declared["transformers"]
     assert "5.16" not in declared["transformers"]
+
+
+@pytest.mark.skipif(
+    os.environ.get("TEST_RESOLUTION") != "lowest-direct", reason="only in the environment of make test-lowest"
+)
+def test_the_lower_bounds_are_what_the_lowest_environment_holds(project: dict[str, Any]) -> None:
+    extras = project["optional-dependencies"]
+    named = [Requirement(line) for line in (*project["dependencies"], *extras["notebooks"], *extras["test"])]
+    bounds = {one.name: bound.version for one in named for bound in one.specifier if bound.operator == ">="}
+    wrong = {
+        f"{name}>={bound}": metadata.version(name)
+        for name, bound in bounds.items()
+        if metadata.version(name) not in SpecifierSet(f"=={bound}.*")
+    }
+    assert wrong == {}, "nothing tests these bounds: another requirement asks for more"
 
 
 def test_one_version_everywhere(repository: Path, project: dict[str, Any]) -> None:

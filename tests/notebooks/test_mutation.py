@@ -49,7 +49,7 @@ def nbval(folder: Path, notebook: NotebookNode) -> tuple[int, dict[str, int], st
     said = done.stdout + done.stderr
     counts = {
         word: int(number)
-        for number, word in re.findall(r"(\d+) (passed|failed|error)", said.splitlines()[-1])
+        for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout.splitlines()[-1])
     }
     return done.returncode, counts, said
 
