@@ -1,6 +1,7 @@
 # The public names, one line per module.
 from . import plotting as plotting, studies as studies
 from .adapters.attachment import Attachment as Attachment, attach as attach, load_attachment as load_attachment
+from .adapters.base import Adapter as Adapter, SiteModule as SiteModule, register as register
 from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
 from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters
 from .adapters.gates import record_gates as record_gates
@@ -25,6 +26,15 @@ from .adapters.unipelt import (
     stacked_unipelt as stacked_unipelt,
 )
 from .backbones import backbone_from_config as backbone_from_config, load_backbone as load_backbone
+from .errors import (
+    ArgumentError as ArgumentError,
+    DataError as DataError,
+    DownloadError as DownloadError,
+    ToolkitError as ToolkitError,
+    TrainingError as TrainingError,
+    UnsupportedError as UnsupportedError,
+)
+from .runs.environment import __version__ as __version__
 from .runs.large_sparse import large_sparse_plan as large_sparse_plan
 from .runs.run import run as run
 from .runs.spec import RunSpec as RunSpec

@@ -35,6 +35,9 @@ def toolkit_version() -> str:
         )
 
 
+__version__ = toolkit_version()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, of this library and of the packages that decide a result; read without importing them."""
     found = {"python": platform.python_version(), "hadamard_toolkit": toolkit_version()}
