@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -84,7 +85,8 @@ def train(
     `continued.adapt(model, …)`, `attach`, then `train` with a protocol without it.
 
     Raises `ArgumentError` for a head that does not fit the task, for more rows than there are and for a protocol with
-    `pretraining`, `TrainingError` for a loss that is not finite.
+    `pretraining`, `UnsupportedError` for parameters to train in half precision (the head and the norms of a backbone
+    in bfloat16), `TrainingError` for a loss that is not finite.
     """
     check(attachment, task, protocol, seed)
     stages = plan(attachment, protocol)
@@ -108,7 +110,7 @@ def train(
 
 
 def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> None:
-    """Raise `ArgumentError` unless `attachment` can be trained on `task` as `protocol` says."""
+    """Raise `ArgumentError` or `UnsupportedError` unless `attachment` can be trained on `task` as `protocol` says."""
     check_range("seed", seed, least=0)
     if protocol.pretraining:
         raise ArgumentError(
@@ -121,6 +123,7 @@ def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> 
         raise ArgumentError(
             f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens"
         )
+    _check_precision(attachment, plan(attachment, protocol))
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
@@ -330,4 +333,21 @@ def _check_task(task: Task, attachment: Attachment) -> None:
         raise ArgumentError(
             f"the model ({head}) has {outputs} outputs, but task {task.name!r} needs {task.n_labels} of a "
             f"{task.kind} head; load the backbone with labels={task.n_labels}, head={task.head!r}"
+        )
+
+
+def _check_precision(attachment: Attachment, stages: list[Stage]) -> None:
+    """AdamW's steps are smaller than what half precision can tell apart: what would train so must be in float32."""
+    roles = dict.fromkeys(role for stage in stages for role in stage.roles)
+    half = {
+        role: str(parameter.dtype).removeprefix("torch.")
+        for role in roles
+        for parameter in attachment.parameters(role)
+        if parameter.dtype in (torch.bfloat16, torch.float16)
+    }
+    if half:
+        raise UnsupportedError(
+            f"the model's {' and '.join(half)} would train in {' and '.join(sorted(set(half.values())))}, where small "
+            "steps are lost to rounding. Call model.float() first (precision='bf16' then computes in bfloat16 with "
+            "parameters in float32), or train an adapter alone with head='frozen-random'"
         )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, TrainingError
+from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import stages
 from hadamard_toolkit.training.features import FeatureStore
@@ -22,6 +22,7 @@ from hadamard_toolkit.training.loop import Outcome, plan, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import tiny_config
 from tests.training.test_features import MaxPooled
+from tests.training.test_spans import span_task
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -296,6 +297,47 @@ def test_bf16_and_fp32_runs_may_follow_each_other_and_parameters_stay_float32() 
     assert 0 < gap < 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("adapter", "policy", "roles"),
+    [
+        (ht.HeadOnly(), "first-then-frozen", "head"),  # on cached features
+        (ht.Hadamard(), "first-then-frozen", "head and norm"),
+        (ht.LoRA(), "trained", "head"),
+        (ht.Hadamard(), "frozen-random", "norm"),
+        (ht.BitFit(), "frozen-random", "adapter"),
+    ],
+)
+def test_what_would_train_in_half_precision_is_refused_before_any_work(
+    adapter: Any, policy: str, roles: str, dtype: torch.dtype
+) -> None:
+    attachment = ht.attach(tiny_bert().to(dtype), adapter)
+    passes: list[int] = []
+    attachment.model.register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(
+        UnsupportedError, match=f"the model's {roles} would train in {dtype}".replace("torch.", "")
+    ):
+        go(attachment, protocol=shortly(head=policy))
+    assert not passes
+    attachment.model.float()  # the way out that the error names
+    assert go(attachment, protocol=shortly(head=policy)).details["fallback"] is None
+
+
+@pytest.mark.parametrize(
+    "adapter", [ht.LoRA(), ht.Pfeiffer(bottleneck=4), ht.PrefixTuning(length=2), ht.Hadamard(norm=None)]
+)
+def test_an_adapter_in_float32_trains_on_a_backbone_in_half_precision(adapter: Any) -> None:
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        attachment = ht.attach(tiny_bert(**STILL).to(dtype), adapter)
+        assert {p.dtype for p in attachment.parameters("adapter")} == {torch.float32}
+        before = attachment.state_dict()
+        results[dtype] = go(attachment, protocol=shortly(head="frozen-random"))
+        assert changed_roles(attachment, before) == {"adapter"}
+    one, half = (found.predictions["test"] for found in results.values())
+    assert 0 < np.abs(one - half).max() < 0.1
+
+
 def test_requests_that_do_not_fit_are_refused_by_name() -> None:
     attachment = ht.attach(tiny_bert(), ht.HeadOnly())
     with pytest.raises(ArgumentError, match="head='frozen-random' with HeadOnly"):
@@ -306,9 +348,8 @@ def test_requests_that_do_not_fit_are_refused_by_name() -> None:
         go(attachment, protocol=shortly(train_rows=1000))
     with pytest.raises(ArgumentError, match="seed=-1"):
         go(attachment, seed=-1)
-    span = dataclasses.replace(tiny_task(), kind="span", labels=(), metric="f1", metrics=("f1",))
     with pytest.raises(ArgumentError, match="needs 2 of a span head"):
-        go(attachment, span)
+        go(attachment, span_task())
 
 
 def test_plan_leaves_out_a_stage_without_parameters() -> None:
