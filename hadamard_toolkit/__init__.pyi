@@ -30,6 +30,7 @@ from .errors import (
     ArgumentError as ArgumentError,
     DataError as DataError,
     DownloadError as DownloadError,
+    StoreError as StoreError,
     ToolkitError as ToolkitError,
     TrainingError as TrainingError,
     UnsupportedError as UnsupportedError,
