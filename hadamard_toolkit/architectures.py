@@ -24,6 +24,9 @@ class LayerTable:
     attention_norm: str
     ffn_norm: str
     last_norm: str = ""  # relative to the base model
+    bias_switch: str = (
+        ""  # entry of the config that gives the attention's four projections biases, or takes them
+    )
 
 
 _BERT = LayerTable(
@@ -144,6 +147,7 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
             attention_norm="mlp_norm",
             ffn_norm="next:attn_norm",
             last_norm="final_norm",
+            bias_switch="attention_bias",
         ),
     ),
     "bart": (_bart("encoder"), _bart("decoder")),
@@ -174,6 +178,7 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
             attention_norm="post_attention_layernorm",
             ffn_norm="next:input_layernorm",
             last_norm="norm",
+            bias_switch="attention_bias",
         ),
     ),
 }
@@ -190,3 +195,5 @@ POSITIONS_UNUSED: dict[str, int | str] = {
     "xlm-roberta": "padding",
     "mpnet": 2,
 }
+# Architectures that have learned positions as well where their config sets `position_biased_input`.
+RELATIVE = ("deberta", "deberta-v2")

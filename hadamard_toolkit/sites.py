@@ -7,10 +7,9 @@ and on which side of it. No method names an architecture, and nothing is selecte
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hadamard_toolkit.architectures import ARCHITECTURES, POSITIONS_UNUSED, LayerTable
+from hadamard_toolkit.architectures import ARCHITECTURES, POSITIONS_UNUSED, RELATIVE, LayerTable
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
 
 SITES = {
@@ -52,6 +51,7 @@ _WHERE = {
     "ffn_norm": ("ffn_norm", "module"),
     "ffn_residual": ("ffn_norm", "input"),
 }
+_ATTENTION = ("query", "key", "value", "output_projection")  # rows of the table
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,16 @@ def linear_weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def as_index(value: Any) -> int | None:
+    """`value` as an int if it is a whole number, of numpy or torch too, else None; True and False are none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def _resolve(root: nn.Module, path: str) -> tuple[str, nn.Module] | None:
     for option in path.split("|"):
         try:
@@ -151,7 +161,13 @@ class Sites:
         self._prefix = next(name for name, module in model.named_modules() if module is self.base)
         self._rows: list[tuple[LayerTable, int, int]] = []
         for table in ARCHITECTURES[kind]:
-            count = len(self.base.get_submodule(table.layers))  # type: ignore[arg-type]
+            found = _resolve(self.base, table.layers)
+            if found is None:
+                raise UnsupportedError(
+                    f"{type(model).__name__} has no {table.layers!r}, where architecture {kind!r} keeps layers: "
+                    "only models with all of its layer stacks can carry an adapter"
+                )
+            count = len(found[1])  # type: ignore[arg-type]
             self._rows += [(table, index, count) for index in range(count)]
 
     def __len__(self) -> int:
@@ -164,12 +180,13 @@ class Sites:
             return list(range(len(self)))
         found = []
         for layer in chosen:
-            if not isinstance(layer, int) or isinstance(layer, bool) or not -len(self) <= layer < len(self):
+            index = as_index(layer)
+            if index is None or not -len(self) <= index < len(self):
                 raise ArgumentError(
                     f"layers={tuple(chosen)!r} is not allowed: {layer!r} is not a layer of this model, "
                     f"which has layers 0 to {len(self) - 1}"
                 )
-            found.append(layer % len(self))
+            found.append(index % len(self))
         return sorted(set(found))
 
     def layer(self, index: int) -> tuple[str, nn.Module]:
@@ -212,9 +229,29 @@ class Sites:
                 f"{type(self.model).__name__} has no site {name!r} in layer {layer}: {root + path} is missing"
             )
         path, module = resolved
+        if row not in ("attention_norm", "ffn_norm") and getattr(module.weight, "ndim", None) != 2:
+            raise UnsupportedError(
+                f"{type(self.model).__name__} has a {type(module).__name__} at {path}; the site {name!r} needs a "
+                "linear projection (nn.Linear, or Conv1D as in gpt2)"
+            )
         return Site(
             name, layer, f"{self._prefix}.{path}" if self._prefix else path, module, side, self._part(bracket)
         )
+
+    def bias_switch(self, site: Site) -> str:
+        """The entry of the config that gives the module of `site` a bias, or "" where the architecture has none."""
+        assert site.layer is not None
+        return self._rows[site.layer][0].bias_switch if _WHERE[site.name][0] in _ATTENTION else ""
+
+    def switched_biases(self, switch: str) -> list[nn.Module]:
+        """Every module that the entry `switch` of the config gives a bias."""
+        found: dict[str, nn.Module] = {}
+        for layer, (table, _, _) in enumerate(self._rows):
+            if table.bias_switch == switch:
+                for name in ("query", "key", "value", "attention_output"):
+                    site = self(layer, name)
+                    found[site.path] = site.module
+        return list(found.values())
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the base model, by its name in the whole model."""
@@ -229,6 +266,38 @@ class Sites:
         return Part(int(index), int(of.rstrip("*")), heads)
 
 
+def check_model(model: Any) -> None:
+    """Raise `ArgumentError` unless `model` is a plain transformers model, and say where the plain one is."""
+    kind = type(model)
+    if isinstance(model, PreTrainedModel):
+        wrapped = [name for name, part in model.named_modules() if _is_of_peft(part)]
+        if wrapped:
+            raise ArgumentError(
+                f"model is a {kind.__name__} that peft has changed, at {wrapped[0]!r} first; take peft's adapter off "
+                "(its unload() or merge_and_unload()), or bring it along with import_peft"
+            )
+        return
+    if _is_of_peft(model):
+        raise ArgumentError(
+            f"model is a {kind.__name__}; take peft's adapter off (its unload() or merge_and_unload()) and attach "
+            "to the plain model, or bring it along with import_peft"
+        )
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    for path, part in parts:
+        if isinstance(part, PreTrainedModel):
+            raise ArgumentError(
+                f"model is a {kind.__name__} around a {type(part).__name__}; attach to that one, model.{path}, "
+                "and wrap it afterwards"
+            )
+    raise ArgumentError(
+        f"model is a {kind.__name__}; an adapter needs a transformers model (PreTrainedModel)"
+    )
+
+
+def _is_of_peft(module: Any) -> bool:
+    return type(module).__module__.partition(".")[0] == "peft"
+
+
 def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The task head: every parameter of `model` outside its base model, by name."""
     base = {id(parameter) for parameter in model.base_model.parameters()}
@@ -238,49 +307,10 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def position_limit(model: PreTrainedModel) -> int | None:
     """The longest input in tokens that the learned positions of `model` reach, or None where nothing limits it."""
     unused = POSITIONS_UNUSED.get(model.config.model_type)
+    if model.config.model_type in RELATIVE and model.config.position_biased_input:
+        unused = 0
     if unused is None:
         return None
     return int(model.config.max_position_embeddings) - (
         model.config.pad_token_id + 1 if unused == "padding" else int(unused)
     )
-
-
-def unshare(model: PreTrainedModel) -> Callable[[], None] | None:
-    """Give every depth step of a layer-sharing model (ALBERT) its own modules over the *same* parameters.
-
-    Each step then has a place of its own to attach to, and no forward pass has to count steps. Returns the
-    call that undoes it, or None where layers are not shared.
-    """
-    config = model.config
-    if config.model_type != "albert" or config.num_hidden_groups == config.num_hidden_layers:
-        return None
-    if config.inner_group_num != 1:
-        raise UnsupportedError(
-            f"albert with inner_group_num={config.inner_group_num} is not supported; only 1 is"
-        )
-    encoder: Any = model.base_model.encoder
-    shared, groups = encoder.albert_layer_groups, config.num_hidden_groups
-    steps = []
-    for step in range(config.num_hidden_layers):
-        group = shared[int(step / (config.num_hidden_layers / groups))]
-        same: dict[int, Any] = {id(t): t for t in chain(group.parameters(), group.buffers())}
-        steps.append(copy.deepcopy(group, {**same, id(config): config}))
-    encoder.albert_layer_groups = nn.ModuleList(steps)
-    config.num_hidden_groups = config.num_hidden_layers
-
-    def undo() -> None:
-        for step in steps:
-            for ours, theirs in zip(step.modules(), shared[0].modules(), strict=False):
-                theirs.training = ours.training
-        encoder.albert_layer_groups = shared
-        config.num_hidden_groups = groups
-
-    return undo
-
-
-def untie(model: PreTrainedModel) -> None:
-    """Give every depth step of an `unshare`d model its own copy of the parameters."""
-    for step in model.base_model.encoder.albert_layer_groups:  # type: ignore[union-attr]
-        for module in step.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+import hadamard_toolkit as ht
 from hadamard_toolkit import architectures, sites
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
-from hadamard_toolkit.sites import SITES, Part, Sites, head_parameters, unshare
-from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+from hadamard_toolkit.sites import SITES, Part, Sites, head_parameters
+from hadamard_toolkit.unsharing import unshare
+from tests.architectures import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
 
 
 def test_every_architecture_of_the_design_has_a_table() -> None:
@@ -122,22 +128,6 @@ def test_the_head_is_what_the_base_model_lacks(architecture: str) -> None:
     assert len(head) + base == sum(1 for _ in model.parameters())
 
 
-def test_unshare_keeps_outputs_parameters_and_undoes_itself() -> None:
-    model = tiny_model("albert")
-    keys, count = list(model.state_dict()), sum(p.numel() for p in model.parameters())
-    before = model(**tiny_batch()).logits
-    undo = unshare(model)
-    assert undo is not None
-    assert len(model.albert.encoder.albert_layer_groups) == 3
-    assert sum(p.numel() for p in model.parameters()) == count, "the same tensors"
-    assert torch.equal(model(**tiny_batch()).logits, before)
-    undo()
-    assert list(model.state_dict()) == keys
-    assert model.config.num_hidden_groups == 1
-    assert torch.equal(model(**tiny_batch()).logits, before)
-    assert unshare(tiny_model("bert")) is None
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_position_limit_is_where_the_model_fails(architecture: str) -> None:
     model = tiny_model(architecture)
@@ -175,3 +165,98 @@ def test_a_user_can_add_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None
     model.config.model_type = "novel"
     monkeypatch.setitem(architectures.ARCHITECTURES, "novel", copy.copy(architectures.ARCHITECTURES["bert"]))
     assert Sites(model)(0, "query").path == "bert.encoder.layer.0.attention.self.query"
+
+
+def around(model: PreTrainedModel) -> nn.Module:
+    class Scorer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleDict({"model": model})
+
+    return Scorer()
+
+
+def wrapped_by_peft(model: PreTrainedModel) -> Any:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.DataParallel, r"model is a DataParallel around a BertForSeq.*attach to that one, model\.module,"),
+        (around, r"model is a Scorer around a BertForSeq.*attach to that one, model\.inner\.model,"),
+        (wrapped_by_peft, r"model is a PeftModel; take peft's adapter off .*merge_and_unload.*import_peft"),
+        (lambda model: wrapped_by_peft(model).base_model.model, r"that peft has changed, at 'bert.*query'"),
+        (lambda model: model.bert.pooler, "model is a BertPooler; an adapter needs a transformers model"),
+        (lambda model: "bert-base", "model is a str; an adapter needs"),
+    ],
+)
+def test_only_a_plain_model_takes_an_adapter(wrap: Any, message: str, tmp_path: Path) -> None:
+    wrapped = wrap(tiny_model("bert"))
+    names = list(wrapped.state_dict()) if isinstance(wrapped, nn.Module) else []
+    ht.attach(tiny_model("bert"), ht.Hadamard()).save(tmp_path)
+    for attempt in (
+        lambda: ht.attach(wrapped, ht.Hadamard()),
+        lambda: ht.load_attachment(wrapped, tmp_path),
+        lambda: ht.import_peft(wrapped, tmp_path),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            attempt()
+    assert (list(wrapped.state_dict()) if isinstance(wrapped, nn.Module) else []) == names
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "missing"),
+    [
+        (transformers.T5EncoderModel, "t5", "decoder.block"),
+        (transformers.T5ForTokenClassification, "t5", "decoder.block"),
+        (transformers.BartForCausalLM, "bart", "encoder.layers"),
+    ],
+)
+def test_half_a_model_is_refused(kind: Any, architecture: str, missing: str) -> None:
+    model = kind(tiny_config(architecture))
+    names = list(model.state_dict())
+    with pytest.raises(UnsupportedError, match=rf"{kind.__name__} has no '{missing}'"):
+        ht.attach(model, ht.Hadamard())
+    assert list(model.state_dict()) == names
+
+
+def test_a_convolution_is_no_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = transformers.SqueezeBertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        embedding_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = ht.backbone_from_config(config)
+    with pytest.raises(UnsupportedError, match="architecture 'squeezebert' has no table"):
+        ht.attach(model, ht.Hadamard())
+    table = architectures.LayerTable(
+        layers="encoder.layers",
+        output_projection="post_attention.conv1d",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        ffn_first="intermediate.conv1d",
+        ffn_second="output.conv1d",
+        attention_norm="post_attention.layernorm",
+        ffn_norm="output.layernorm",
+    )
+    monkeypatch.setitem(architectures.ARCHITECTURES, "squeezebert", (table,))
+    for adapter in (ht.Hadamard(), ht.LoRA(), ht.IA3(), ht.PrefixTuning()):
+        with pytest.raises(UnsupportedError, match=r"has a Conv1d at encoder.layers.0.*nn.Linear"):
+            ht.attach(model, adapter)
+    ht.attach(model, ht.LayerNormTuning())
+
+
+@pytest.mark.parametrize("architecture", ["deberta", "deberta-v2"])
+def test_positions_that_come_on_top_limit_the_input_too(architecture: str) -> None:
+    model = tiny_model(architecture, position_biased_input=True)
+    assert sites.position_limit(model) == 40
+    model(input_ids=torch.full((1, 40), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 41), 5))

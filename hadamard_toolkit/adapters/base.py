@@ -7,14 +7,17 @@ of the backbone train with them (`Tuning`); `attach` does the wiring, and undoes
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+import numpy as np
 from torch import Tensor, nn
 
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice, check_range
-from hadamard_toolkit.sites import Site, Sites
+from hadamard_toolkit.sites import Site, Sites, as_index
 
 ROLES = ("adapter", "norm", "gate", "head")
 NORMS = {
@@ -34,6 +37,7 @@ class SiteModule(nn.Module):
     frozen: tuple[str, ...] = ()  # names of parameters that are stored but never train
     choosing: ClassVar[tuple[str, ...]] = ()  # names of parameters that enter through a softmax alone …
     choices: int = 0  # … over so many
+    added: int = 0  # positions that this part adds to the model's input
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         """`hidden` [..., width of the site], replaced. `inputs` is what the site's module read."""
@@ -45,6 +49,11 @@ class SiteModule(nn.Module):
 
     def take_form(self, names: set[str]) -> None:
         """Take the form whose parameters are `names`, in place, where this part has several. Called before loading."""
+
+    @property
+    def shifts(self) -> bool:
+        """Whether `fold` needs the site's module to have a bias."""
+        return False
 
     def fold(self, site: Site) -> None:
         """Fold this part into the weights of the site's module, exactly. Parts that can be merged override it."""
@@ -118,9 +127,51 @@ Declared = Insertion | Tuning
 class Adapter:
     """Base of all adapters: a frozen, hashable, JSON-able description of a method."""
 
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        for given in fields:
+            if given not in known:
+                raise ArgumentError(_unknown_field(cls.__name__, given, fields[given], known))
+        return super().__new__(cls)
+
     def declare(self, sites: Sites) -> Iterator[Declared]:
         """The parts of this adapter on the model of `sites`, in wiring order."""
         raise NotImplementedError
+
+
+# What peft and AdapterHub call these fields: the name there -> the name here, and how the values differ.
+_ALIASES: dict[str, tuple[str, str]] = {
+    "r": ("rank", ""),
+    "lora_r": ("rank", ""),
+    "lora_alpha": ("alpha", ""),
+    "lora_dropout": ("dropout", ""),
+    "target_modules": ("targets", "sites such as 'query' and 'value'"),
+    "feedforward_modules": ("targets", "sites such as 'ffn_hidden'"),
+    "num_virtual_tokens": ("length", ""),
+    "prefix_length": ("length", ""),
+    "prompt_length": ("length", ""),
+    "encoder_hidden_size": ("bottleneck", ""),
+    "prefix_projection": ("bottleneck", "a width, or None"),
+    "bottleneck_size": ("bottleneck", ""),
+    "reduction_factor": ("bottleneck", "the hidden size divided by the factor"),
+    "non_linearity": ("activation", ""),
+    "adapter_dropout": ("dropout", ""),
+    "scaling": ("scale", ""),
+    "layers_to_transform": ("layers", ""),
+    "leave_out": ("layers", "those to keep"),
+    "init_lora_weights": ("init", ""),
+    "init_weights": ("init", ""),
+    "use_gating": ("gated", "'original', 'masked' or None"),
+}
+
+
+def _unknown_field(adapter: str, name: str, value: Any, known: list[str]) -> str:
+    alias, difference = _ALIASES.get(name, ("", ""))
+    if alias not in known:
+        alias, difference = next(iter(difflib.get_close_matches(name, known, 1)), ""), ""
+    hint = f"did you mean {alias}{f' ({difference})' if difference else ''}? " if alias else ""
+    fields = f"its fields are {', '.join(known)}" if known else "it has no fields"
+    return f"{adapter}({name}={value!r}) is not allowed; {hint}{fields}"
 
 
 REGISTRY: dict[str, type[Adapter]] = {}
@@ -138,6 +189,8 @@ def adapter_to_dict(adapter: Adapter) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Adapter):
             return adapter_to_dict(value)
+        if isinstance(value, np.generic):
+            return value.item()
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     fields = {field.name: plain(getattr(adapter, field.name)) for field in dataclasses.fields(adapter)}
@@ -164,17 +217,20 @@ def adapter_from_dict(record: dict[str, Any]) -> Adapter:
 
 def check_layers(layers: Any) -> Layers:
     """Normalise a `layers` field to `"all"` or a sorted tuple of indices."""
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return "all"
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
         raise ArgumentError(
             f"layers={layers!r} is not allowed; give 'all' or the indices of layers, e.g. (0, 3, 7)"
         )
     chosen = tuple(layers)
+    indices = set[int]()
     for layer in chosen:
-        if not isinstance(layer, int) or isinstance(layer, bool):
+        index = as_index(layer)
+        if index is None:
             raise ArgumentError(f"layers={chosen!r} is not allowed: {layer!r} is not the index of a layer")
-    return tuple(sorted(set(chosen)))
+        indices.add(index)
+    return tuple(sorted(indices))
 
 
 def check_targets(targets: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -191,7 +247,7 @@ def check_targets(targets: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
 
 def check_count(argument: str, value: Any) -> None:
     """Raise `ArgumentError` unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if as_index(value) is None:
         raise ArgumentError(f"{argument}={value!r} is not allowed; it must be a whole number")
     check_range(argument, value, least=1)
 
