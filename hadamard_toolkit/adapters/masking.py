@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hadamard_toolkit.errors import ArgumentError, DataError
-from hadamard_toolkit.paths import atomic_write
+from hadamard_toolkit.paths import atomic_files
 
 BITS, RECORD = "masks.safetensors", "masks.json"
 FORMAT = 1
@@ -32,11 +32,21 @@ class _Masked:
         self.parameter, self.kept = parameter, kept.to("cpu", torch.bool)
         self._removed: Tensor | None = None  # the mask's complement where the parameter is
         self.dense = parameter.detach().clone()
-        required = parameter.requires_grad  # torch hooks only what requires a gradient at that moment
-        parameter.requires_grad_(True)
-        self.handle = parameter.register_hook(self._on_gradient)
-        parameter.requires_grad_(required)
+        self._hook()
         self.enforce()
+
+    def _hook(self) -> None:
+        required = self.parameter.requires_grad  # torch hooks only what requires a gradient at that moment
+        self.parameter.requires_grad_(True)
+        self.handle = self.parameter.register_hook(self._on_gradient)
+        self.parameter.requires_grad_(required)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._hook()  # torch copies and pickles parameters without their hooks
 
     @property
     def removed(self) -> Tensor:
@@ -128,13 +138,17 @@ def check_fit(parameters: Mapping[str, Tensor], kept: Kept) -> None:
 # files -------------------------------------------------------------------------------------------------------
 
 
-def write_masks(folder: Path, kept: Kept, record: dict[str, Any]) -> None:
-    """Write `masks.safetensors` (one bit per entry) and `masks.json` (shapes and `record`) into `folder`."""
+def mask_files(kept: Kept, record: dict[str, Any]) -> dict[str, bytes]:
+    """`masks.safetensors` (one bit per entry) and `masks.json` (shapes and `record`), by name."""
     bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().ravel())) for name, mask in kept.items()}
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
-    atomic_write(folder / BITS, save(bits))
-    text = json.dumps({"format": FORMAT, "shapes": shapes, **record}, indent=1)
-    atomic_write(folder / RECORD, text + "\n")
+    text = json.dumps({"format": FORMAT, "shapes": shapes, **record}, indent=1) + "\n"
+    return {BITS: save(bits), RECORD: text.encode()}
+
+
+def write_masks(folder: Path, kept: Kept, record: dict[str, Any]) -> None:
+    """Write the `mask_files` into `folder`, both or none."""
+    atomic_files(folder, mask_files(kept, record))
 
 
 def read_masks(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
