@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import Adapter, norm_tunings
-from hadamard_toolkit.adapters.files import CONFIG, WEIGHTS
+from hadamard_toolkit.adapters.files import CONFIG, WEIGHTS, read_tensors
 from hadamard_toolkit.adapters.peft_formats import BEFORE, FORMATS, Tensors, with_norm
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import LayerNormTuning
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.paths import atomic_folder, atomic_write
-from hadamard_toolkit.sites import Sites, head_parameters
+from hadamard_toolkit.sites import Sites, check_model, head_parameters
 
 _NORM = "ln_tuning_layers"
 _KNOWN = {known.peft_type: known for known in FORMATS.values()}
@@ -62,7 +62,7 @@ def export_peft(attachment: Attachment, folder: str | Path) -> None:
     }
     named = {before_own + name: value for name, value in tensors.items()}
     named |= {before_model + name: value for name, value in saved.items()}
-    with atomic_folder(Path(folder)) as staging:
+    with atomic_folder(Path(folder).expanduser()) as staging:
         atomic_write(staging / CONFIG, json.dumps(config, indent=2) + "\n")
         save_file({name: value.contiguous().clone() for name, value in named.items()}, staging / WEIGHTS)
 
@@ -72,12 +72,14 @@ def import_peft(model: PreTrainedModel, folder: str | Path, *, seed: int = 0) ->
 
     Reads LoRA, (IA)³, LayerNorm tuning, prompts, and GLoRA where it is a Hadamard adapter; norms and heads in
     `modules_to_save` come along, and a file without a head leaves the model's as it is. A LoRA on a fused projection
-    becomes one on each of its parts. Only safetensors are read. `seed` fills what the file leaves open.
+    becomes one on each of its parts. Only safetensors are read. `seed` fills what the file leaves open. A LoRA whose
+    initialisation changed the backbone (PiSSA, OLoRA, CorDA, LoftQ) is refused: its files do not say by how much.
 
     Raises `ArgumentError` for a folder that holds no such files, `UnsupportedError` for methods and tensors that the
     toolkit has no equal for, `DataError` for files that do not fit the model.
     """
-    config, tensors = _read(Path(folder))
+    check_model(model)
+    config, tensors = _read(Path(folder).expanduser())
     own_format = _KNOWN.get(config["peft_type"])
     head, norms = _saved(model, tensors, tuning=own_format is None)
     if own_format is None or own_format.wraps or norms:
@@ -146,7 +148,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], Tensors]:
         )
     own_format = _KNOWN.get(config["peft_type"])
     before = own_format.before_model if own_format else BEFORE
-    return config, {name.removeprefix(before): value for name, value in load_file(folder / WEIGHTS).items()}
+    return config, {
+        name.removeprefix(before): value for name, value in read_tensors(folder / WEIGHTS).items()
+    }
 
 
 def _saved(model: PreTrainedModel, tensors: Tensors, *, tuning: bool) -> tuple[Tensors, Tensors]:

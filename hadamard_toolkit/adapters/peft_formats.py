@@ -128,7 +128,50 @@ def _pattern(patterns: dict[str, Any] | None, path: str, default: Any) -> Any:
     return fitting[0] if fitting else default
 
 
+# Initial values that leave the base weights alone: what was trained is then A and B, wherever they started.
+_HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+# Entries of peft's config that say where a LoRA is, or how it is trained, or what its tensors say as well. Any other
+# that is set makes it another function.
+_NO_OTHER_FUNCTION = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *(
+        "inference_mode",
+        "init_lora_weights",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
+    *("use_rslora", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"),
+    *("layers_pattern", "fan_in_fan_out", "bias", "use_dora", "lora_bias", "target_parameters"),
+    *(
+        "trainable_token_indices",
+        "megatron_core",
+        "runtime_config",
+        "ensure_weight_tying",
+        "qalora_group_size",
+    ),
+    *("eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config"),
+}
+
+
+def _check_lora(config: dict[str, Any]) -> None:
+    """Raise `UnsupportedError` for a LoRA that is not h + s·B A x on the weights of the backbone as they are."""
+    init = config.get("init_lora_weights")
+    if init not in _HARMLESS_INITS:
+        raise UnsupportedError(
+            f"init_lora_weights={init!r} changes the weights of the backbone, or makes another function of the file's "
+            "tensors: it cannot be imported. For PiSSA, OLoRA and CorDA, let peft write a plain LoRA, "
+            "save_pretrained(folder, path_initial_model_for_weight_conversion=…), and import that"
+        )
+    for name, value in config.items():
+        if value and name not in _NO_OTHER_FUNCTION:
+            raise UnsupportedError(f"a LoRA with {name}={value!r} is another function: it cannot be imported")
+
+
 def _read_lora(config: dict[str, Any], tensors: Tensors, sites: Sites) -> tuple[Adapter, Tensors]:
+    _check_lora(config)
     known = _grouped(sites, "all", lora.TARGETS)
     factors: dict[Site, tuple[Tensor, Tensor, float]] = {}
     for path in _paths(tensors, ".lora_A.weight", known):
