@@ -1,6 +1,6 @@
 # The public names, one line per module.
 from . import plotting as plotting, studies as studies
-from .adapters.attachment import Attachment as Attachment, attach as attach, load_attachment as load_attachment
+from .adapters.attachment import Attachment as Attachment, attach as attach
 from .adapters.base import Adapter as Adapter, SiteModule as SiteModule, register as register
 from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
 from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters
@@ -8,6 +8,7 @@ from .adapters.gates import record_gates as record_gates
 from .adapters.hadamard import Hadamard as Hadamard
 from .adapters.ia3 import IA3 as IA3
 from .adapters.interop import export_peft as export_peft, import_peft as import_peft
+from .adapters.loading import load_attachment as load_attachment
 from .adapters.lora import LoRA as LoRA
 from .adapters.mam import MAM as MAM
 from .adapters.prefix import PrefixTuning as PrefixTuning

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,17 @@ from hadamard_toolkit.adapters.base import (
     ROLES,
     Adapter,
     Insertion,
-    Tuning,
-    adapter_from_dict,
     adapter_to_dict,
 )
-from hadamard_toolkit.adapters.files import (
-    FORMAT,
-    fingerprint,
-    read_config,
-    read_state,
-    stack_vectors,
-    write_attachment,
-)
+from hadamard_toolkit.adapters.declaring import declare
+from hadamard_toolkit.adapters.files import FORMAT, stack_vectors, write_attachment
+from hadamard_toolkit.adapters.fingerprint import fingerprint
 from hadamard_toolkit.adapters.gates import listen
-from hadamard_toolkit.adapters.masking import Kept, Masking, read_masks
+from hadamard_toolkit.adapters.masking import Kept, Masking
+from hadamard_toolkit.adapters.merging import Merge
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
-from hadamard_toolkit.sites import Sites, head_parameters, unshare, untie
+from hadamard_toolkit.sites import Sites, check_model, head_parameters, position_limit
+from hadamard_toolkit.unsharing import unshare
 
 _HOME = "hadamard_attachment"  # the submodule of the model that holds the adapter's modules
 
@@ -40,24 +35,31 @@ _HOME = "hadamard_attachment"  # the submodule of the model that holds the adapt
 class Attachment:
     """An adapter at work on a model. Made by `attach`; `detach` restores the model bit for bit.
 
-    Attributes: `model`, `adapter` (the dataclass), `sites`, `seed`, `tunings` (the backbone's own trained parameters).
+    Attributes: `model`, `adapter` (the dataclass), `sites`, `seed`, `tunings` (the backbone's own trained parameters),
+    `task` (the name of what it was trained on, once it was).
     """
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, *, seed: int = 0) -> None:
+        check_model(model)
         if hasattr(model, _HOME):
             raise ArgumentError("model already carries an adapter; call detach() or merge() first")
         if not isinstance(adapter, Adapter):
             raise ArgumentError(f"adapter={adapter!r} is not an adapter; give an instance such as Hadamard()")
         self.model, self.adapter, self.seed = model, adapter, seed
+        self.task: str | None = None
+        self._label_names: tuple[Any, Any] | None = (
+            None  # the config's own, once `name_labels` has set others
+        )
         self._requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
-        self._reshare: Callable[[], None] | None = unshare(model)
+        self._unshared = unshare(model)
         try:
-            self._declare()
+            self.sites = Sites(model)
+            declared = declare(adapter, self.sites, seed)
         except BaseException:
-            if self._reshare:
-                self._reshare()
+            if self._unshared:
+                self._unshared.undo()
             raise
-        self._fingerprint = fingerprint(self.sites.base_parameters())
+        self._insertions, self.tunings, self._tuned = declared.insertions, declared.tunings, declared.tuned
         self._head = head_parameters(model)
         self._originals = {name: p.detach().clone() for name, p in self._head.items()}
         self._originals |= {t.path: self._tuned[t.label].detach().clone() for t in self.tunings}
@@ -68,42 +70,11 @@ class Attachment:
         model.requires_grad_(False)
         model.add_module(_HOME, home)
         self._handles: list[Any] = []
-        self._merged = False
-        self._folded: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}  # what merge() changed, as it was
+        self._detached = False
+        self._merge: Merge | None = None  # what merge() changed, as it was
         self.masking: Masking | None = None
         self._wire()
         self.train_only(*ROLES)
-
-    def _declare(self) -> None:
-        self.sites = Sites(self.model)
-        self._insertions: dict[str, Insertion] = {}
-        self.tunings: list[Tuning] = []
-        self._tuned: dict[str, nn.Parameter] = {}
-        roles: dict[int, str] = {}
-        device = next(self.model.parameters()).device
-        # half-precision backbones train their adapters in float32
-        precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
-            torch.default_generator.manual_seed(
-                self.seed
-            )  # torch.manual_seed would reach a GPU's generator too
-            for declared in self.adapter.declare(self.sites):
-                if isinstance(declared, Tuning):
-                    parameter = self.model.get_parameter(declared.path)
-                    # of a stack's parts, the first to name a parameter gives it its role
-                    role = roles.setdefault(id(parameter), declared.role)
-                    if declared.label not in self._tuned and declared.role == role:
-                        self.tunings.append(declared)
-                        self._tuned[declared.label] = parameter
-                    continue
-                site = declared.site
-                label, copies = site.label, 1
-                while label in self._insertions:
-                    copies += 1
-                    label = f"{site.label}_{copies}"
-                if device.type != "meta":
-                    declared.module.to(device, precision)
-                self._insertions[label] = declared
 
     def _wire(self, off: Collection[str] = ()) -> None:
         for handle in self._handles:
@@ -115,6 +86,16 @@ class Attachment:
     def _unwire(self) -> None:
         self._wire(self._insertions)
 
+    def _check_attached(self) -> None:
+        if self._detached:
+            raise ArgumentError(
+                f"this attachment of {self.adapter} is detached: the model is without it; attach() it again"
+            )
+
+    @property
+    def _merged(self) -> bool:
+        return self._merge is not None
+
     # parameters ------------------------------------------------------------------------------------------------
 
     def named_parameters(self, role: str | None = None) -> dict[str, nn.Parameter]:
@@ -125,6 +106,7 @@ class Attachment:
         """
         if role is not None:
             check_choice("role", role, ROLES)
+        self._check_attached()
         found: dict[str, nn.Parameter] = {}
         for label, insertion in self._insertions.items():
             for name, parameter in insertion.module.named_parameters():
@@ -176,6 +158,7 @@ class Attachment:
         return {name: value.detach().cpu().clone() for name, value in self._stored().items()}
 
     def _stored(self) -> dict[str, Tensor]:
+        self._check_attached()
         parts = self._insertions.items()
         own = {
             _full_name(label, i, name): value
@@ -220,6 +203,7 @@ class Attachment:
 
         `record` says how the masks came about and is saved with them. `hadamard_toolkit.sparsity` makes both.
         """
+        self._check_attached()
         if self.masking:
             raise ArgumentError("this attachment has masks already; remove() them first")
         if self._merged:
@@ -251,6 +235,7 @@ class Attachment:
 
         `layers` limits it to some layers: their insertions are bypassed and their norms have their old values.
         """
+        self._check_attached()
         if on:
             yield
             return
@@ -279,42 +264,35 @@ class Attachment:
 
     # leaving ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def merge(self) -> PreTrainedModel:
+    def merge(self, *, allow_new_biases: bool = False) -> PreTrainedModel:
         """Fold every insertion into the backbone's weights and return the plain model: no cost at inference.
 
-        Exact up to rounding (computed in float64, cast once). A projection without a bias gains one where the
-        adapter has a shift. A layer-sharing model (ALBERT) is untied first, as its steps now differ.
-        `detach` still restores the model as it was.
+        Exact up to rounding (computed in float64, cast once); `save_pretrained` and `from_pretrained` keep all of it.
+        Where a projection without a bias has to take a shift, the config's own switch for biases is set (llama,
+        modernbert: `attention_bias`). A layer-sharing model (ALBERT) becomes one without sharing, as its steps now
+        differ. `detach` still restores the model as it was.
+
+        An architecture that has no such switch (t5) is refused with an `UnsupportedError`, before anything is changed.
+        `allow_new_biases=True` gives its projections biases all the same: the model in memory then has the logits of
+        the adapter, but a model that is loaded from its files has not, as its architecture drops these biases.
         """
-        if self._merged:
-            return self.model
-        for insertion in self._insertions.values():
-            insertion.module.check_fold(insertion.site)
-        if self._reshare:
-            untie(self.model)
-        for insertion in _from_within(list(self._insertions.values())):
-            host = insertion.site.module
-            if not self._reshare:
-                bias = host.bias
-                kept = (host.weight.detach().clone(), None if bias is None else bias.detach().clone())  # type: ignore[operator]
-                self._folded.setdefault(host, kept)
-            insertion.module.fold(insertion.site)
-        self._unwire()
-        delattr(self.model, _HOME)
-        self._merged = True
+        self._check_attached()
+        if self._merge is None:
+            merge = Merge(self.sites, self._insertions.values(), allow_new_biases=allow_new_biases)
+            if self._unshared:
+                self._unshared.untie()
+            merge.fold()
+            self._unwire()
+            delattr(self.model, _HOME)
+            self._merge = merge
         return self.model
 
     @torch.no_grad()
     def detach(self) -> PreTrainedModel:
         """Take the adapter off and restore the model bit for bit: weights, head, state-dict keys, requires_grad."""
-        if self._merged:
-            for host, (weight, bias) in self._folded.items():
-                host.weight.copy_(weight)  # type: ignore[operator]
-                if bias is None:
-                    host.bias = None  # type: ignore[assignment]
-                else:
-                    host.bias.copy_(bias)  # type: ignore[operator]
+        self._check_attached()
+        if self._merge:
+            self._merge.undo()
         else:
             self._unwire()
             delattr(self.model, _HOME)
@@ -323,32 +301,81 @@ class Attachment:
         if self.masking:
             self.masking.release(restore=False)
         self._set({t.label: self._originals[t.path] for t in self.tunings})
-        if self._reshare:
-            self._reshare()
+        if self._unshared:
+            self._unshared.undo()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._requires_grad[name])
-        self._insertions, self.tunings, self._merged, self.masking = {}, [], False, None
+        if self._label_names:
+            self.model.config.id2label, self.model.config.label2id = self._label_names
+        self._insertions, self.tunings, self._merge, self.masking = {}, [], None, None
+        self._detached = True
         return self.model
 
     def save(self, folder: str | Path) -> None:
         """Write adapter, norms, gates and head to `folder`: `adapter_config.json` and `adapter_model.safetensors`.
 
-        With masks, only kept entries are written, and beside them `masks.safetensors` and `masks.json`; `read_state`
-        gives the full tensors back.
+        All of it or nothing: a save that fails leaves what was there. The config has the names of the labels, of the
+        task and of the backbone too, where they are known. With masks, only kept entries are written, and beside them
+        `masks.safetensors` and `masks.json`; `read_state` gives the full tensors back.
+
+        Raises `ArgumentError` after `merge` or `detach`.
         """
+        self._check_attached()
+        if self._merged:
+            raise ArgumentError(
+                "this attachment is merged, so there is no adapter to save; save() before merge(), or keep the merged "
+                "model with its save_pretrained()"
+            )
+        target = Path(folder).expanduser()
+        if target.exists() and not target.is_dir():
+            raise ArgumentError(f"folder={str(folder)!r} is not allowed: there is a file of that name")
         config = {
             "format": FORMAT,
             "adapter": adapter_to_dict(self.adapter),
             "seed": self.seed,
             "backbone": {
+                "name": self.model.config.name_or_path or None,
                 "model_type": self.model.config.model_type,
                 "layers": len(self.sites),
-                "fingerprint": self._fingerprint,
+                "fingerprint": fingerprint(self.untrained_base()),
             },
             "head": type(self.model).__name__,
+            "task": self.task,
+            "labels": self.labels,
             "masks": self.masking is not None,
         }
-        write_attachment(Path(folder), config, self.stored_state(), self.masking)
+        write_attachment(target, config, self.stored_state(), self.masking)
+
+    def untrained_base(self) -> dict[str, Tensor]:
+        """The parameters of the base model as they were before training."""
+        was = {id(self._tuned[t.label]): self._originals[t.path] for t in self.tunings}
+        return {name: was.get(id(p), p) for name, p in self.sites.base_parameters().items()}
+
+    # what the model is for -------------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of the head's outputs, as in the model's config, or None where it has only numbers for them."""
+        named: dict[int, str] = self.model.config.id2label or {}  # type: ignore[assignment]
+        names = [str(named[index]) for index in sorted(named)]
+        return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+    def name_labels(self, labels: Sequence[str], task: str | None = None) -> None:
+        """Give the head's outputs their names in the model's config, where a `transformers` pipeline reads them."""
+        self._check_attached()
+        self.task = task or self.task
+        config = self.model.config
+        if labels and len(labels) == config.num_labels:
+            if self._label_names is None:
+                self._label_names = config.id2label, config.label2id
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {name: index for index, name in enumerate(labels)}
+
+    def longest_input(self) -> int | None:
+        """The longest input in tokens that the model takes with this adapter, or None where no position limits it."""
+        limit = position_limit(self.model)
+        added = sum(insertion.module.added for insertion in self._insertions.values())
+        return None if limit is None else limit - added
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int = 0) -> Attachment:
@@ -361,38 +388,8 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int = 0) -> Attach
     return Attachment(model, adapter, seed=seed)
 
 
-def load_attachment(model: PreTrainedModel, folder: str | Path, *, strict: bool = True) -> Attachment:
-    """Attach what `Attachment.save` wrote to `folder`, head included.
-
-    With `strict`, a backbone other than the one it was trained on is refused; shapes must fit in any case. Masks are at
-    work again.
-    """
-    config = read_config(folder)
-    attachment = attach(model, adapter_from_dict(config["adapter"]), seed=config["seed"])
-    try:
-        found, expected = attachment._fingerprint, config["backbone"]["fingerprint"]
-        if strict and found != expected:
-            raise DataError(
-                f"folder={str(folder)!r} was trained on another backbone (fingerprint {expected}, this model has "
-                f"{found}); load that backbone, or pass strict=False to transplant"
-            )
-        if config.get("masks"):
-            attachment.mask(*read_masks(Path(folder)))
-        attachment.load_state_dict(read_state(folder))
-    except BaseException:
-        attachment.detach()
-        raise
-    return attachment
-
-
 def _full_name(label: str, insertion: Insertion, name: str) -> str:
     return f"{'gate' if name in insertion.module.gates else 'adapter'}.{label}.{name}"
-
-
-def _from_within(insertions: list[Insertion]) -> list[Insertion]:
-    """In the order of folding: behind a projection first wired first, then before it last wired first."""
-    before = [insertion for insertion in insertions if insertion.site.side == "input"]
-    return [insertion for insertion in insertions if insertion not in before] + before[::-1]
 
 
 def _nest(home: nn.Module, label: str, module: nn.Module) -> None:

@@ -3,69 +3,95 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hadamard_toolkit.adapters.masking import BITS, RECORD, Masking, compact, expand, read_masks, write_masks
+from hadamard_toolkit.adapters.masking import BITS, RECORD, Masking, compact, expand, mask_files, read_masks
 from hadamard_toolkit.errors import ArgumentError, DataError
-from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.paths import atomic_files, atomic_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)  # 1 had no digests of its files, and only the first values of the backbone in its fingerprint
 
 
 def write_attachment(
     folder: Path, config: dict[str, Any], state: dict[str, Tensor], masking: Masking | None
 ) -> None:
-    """Write `folder` wholly or not at all; into one that exists (a run's, say) file by file, each of them so."""
-    if folder.is_dir():
-        _write(folder, config, state, masking)
+    """Write the files of an attachment wholly or not at all; what else is in `folder` (a run's files, say) stays.
+
+    The config has the SHA-256 of the other files, so that files of two saves are never taken for one.
+    """
+    files = {WEIGHTS: save(compact(state, masking.kept) if masking else state)}
+    if masking:
+        files |= mask_files(masking.kept, masking.record)
+    digests = {name: sha256(data).hexdigest() for name, data in files.items()}
+    files[CONFIG] = (json.dumps({**config, "files": digests}, indent=2) + "\n").encode()
+    if folder.exists():
+        atomic_files(folder, files)
+        for name in {BITS, RECORD} - set(files):  # of an earlier save
+            (folder / name).unlink(missing_ok=True)
         return
     with atomic_folder(folder) as staging:
-        _write(staging, config, state, masking)
-
-
-def _write(folder: Path, config: dict[str, Any], state: dict[str, Tensor], masking: Masking | None) -> None:
-    if masking:
-        write_masks(folder, masking.kept, masking.record)
-        state = compact(state, masking.kept)
-    else:
-        for name in (BITS, RECORD):  # of an earlier save
-            (folder / name).unlink(missing_ok=True)
-    atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    atomic_write(folder / WEIGHTS, save(state))
+        atomic_files(staging, files)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The `adapter_config.json` of a saved attachment; one clear error for a folder that is none."""
-    path = Path(folder) / CONFIG
+    path = Path(folder).expanduser() / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise ArgumentError(
             f"folder={str(folder)!r} holds no saved attachment ({CONFIG} is missing)"
         ) from None
     except ValueError as error:
         raise DataError(f"{CONFIG} in folder={str(folder)!r} is not valid JSON: {error}") from None
-    if config.get("format") != FORMAT:
+    if not isinstance(config, dict):
+        raise DataError(f"{CONFIG} in folder={str(folder)!r} is not that of an attachment: {config!r}")
+    if config.get("format") not in READS:
         kind = "a stock peft adapter" if "peft_type" in config else f"format {config.get('format')!r}"
         raise DataError(
-            f"folder={str(folder)!r} holds {kind}; load_attachment reads format {FORMAT} of this toolkit"
+            f"folder={str(folder)!r} holds {kind}; load_attachment reads formats {READS[0]} to {READS[-1]} of this "
+            "toolkit, import_peft those of peft"
         )
+    if lacking := {"adapter", "seed", "backbone", *(["files"] if config["format"] > 1 else [])} - set(config):
+        raise DataError(f"{CONFIG} in folder={str(folder)!r} is damaged: it has no {sorted(lacking)[0]!r}")
     return config
 
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a saved attachment by name, in full: entries that a mask has removed are zero."""
-    state = load_file(Path(folder) / WEIGHTS)
-    return expand(state, read_masks(Path(folder))[0]) if read_config(folder).get("masks") else state
+    """The tensors of a saved attachment by name, in full: entries that a mask has removed are zero.
+
+    Raises `DataError` for files that are missing, damaged, or not those that were saved with the config.
+    """
+    config, place = read_config(folder), Path(folder).expanduser()
+    kept = read_masks(place)[0] if config.get("masks") else {}
+    for name, digest in config.get("files", {WEIGHTS: None}).items():
+        if not (place / name).is_file():
+            raise DataError(
+                f"the attachment in folder={str(folder)!r} is incomplete: {name} is missing; save it again"
+            )
+        if digest is not None and sha256((place / name).read_bytes()).hexdigest() != digest:
+            raise DataError(
+                f"{name} in folder={str(folder)!r} is damaged, or from another save than {CONFIG}; save the "
+                "attachment again"
+            )
+    return expand(read_tensors(place / WEIGHTS), kept)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; `DataError` where it is damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path.name} in folder={str(path.parent)!r} cannot be read: {error}") from None
 
 
 def stack_vectors(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray]:
@@ -79,14 +105,3 @@ def stack_vectors(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray
                 stacked[label] = np.full((layers, value.numel()), np.nan, dtype=np.float32)
             stacked[label][layer] = value.float().numpy()
     return stacked
-
-
-def fingerprint(parameters: Mapping[str, Tensor]) -> str:
-    """16 hex digits from names, shapes and first values (in bfloat16) of the base model's `parameters`."""
-    digest = sha256()
-    for name, parameter in parameters.items():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":
-            sample = parameter.detach().flatten()[:32].to(torch.bfloat16).view(torch.int16)
-            digest.update(sample.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -23,6 +23,8 @@ from hadamard_toolkit.adapters.base import (
     register,
 )
 from hadamard_toolkit.adapters.bottleneck import Bottleneck, Pfeiffer
+from hadamard_toolkit.adapters.files import read_config, read_state
+from hadamard_toolkit.adapters.fingerprint import check_fingerprint
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.sites import Sites
 
@@ -150,29 +152,33 @@ def load_adapters(
     if not isinstance(fusion, AdapterFusion):
         raise ArgumentError(f"attachment of {fusion} holds no AdapterFusion to load adapters into")
     state: dict[str, Tensor] = {}
+    needed = attachment.named_parameters("adapter")
     for task, folder in folders.items():
         if task not in fusion.tasks:
             raise ArgumentError(
                 f"task {task!r} is not allowed; this fusion is over {', '.join(map(repr, fusion.tasks))}"
             )
-        single, fingerprint = _read(folder)
+        single, trained_on = _read(folder)
         if single != fusion.single:
             raise ArgumentError(f"folder={str(folder)!r} holds {single}; this fusion is over {fusion.single}")
-        if strict and fingerprint != attachment._fingerprint:
-            raise DataError(
-                f"folder={str(folder)!r} was trained on another backbone than this; pass strict=False to use it"
-            )
-        for name, value in attachments.read_state(folder).items():
+        if strict:
+            check_fingerprint(folder, trained_on, attachment.untrained_base())
+        for name, value in read_state(folder).items():
             role, kind, *where = name.split(".", 4)
             if (role, kind) == ("adapter", "layers"):
                 layer, site, *parts = where
                 state[".".join((role, kind, layer, site, "tasks", task, *parts))] = value
+        if lacking := [name for name in needed if f".tasks.{task}." in name and name not in state]:
+            raise DataError(
+                f"the file in folder={str(folder)!r} lacks {len(lacking)} tensors of {single}, the one for "
+                f"{lacking[0]!r} first"
+            )
     attachment.load_state_dict(state)
 
 
-def _read(folder: str | Path) -> tuple[Pfeiffer, str]:
+def _read(folder: str | Path) -> tuple[Pfeiffer, str | dict[str, str]]:
     """The adapter saved in `folder`, its initialisation forgotten, and the fingerprint of its backbone."""
-    config = attachments.read_config(folder)
+    config = read_config(folder)
     single = adapter_from_dict(config["adapter"])
     if not isinstance(single, Pfeiffer) or single.gated:
         raise ArgumentError(

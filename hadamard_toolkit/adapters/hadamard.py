@@ -41,6 +41,10 @@ class HadamardVectors(SiteModule):
             return (hidden * self.weight).to(hidden.dtype)
         return torch.addcmul(self.bias, hidden, self.weight).to(hidden.dtype)
 
+    @property
+    def shifts(self) -> bool:
+        return self.bias is not None
+
     def fold(self, site: Site) -> None:
         """After W_O: rows scaled, b_O' = W ⊙ b_O + b. Before it: columns scaled, b_O' = b_O + W_O b. In float64."""
         weight, rows = linear_weight(site.module), site.rows

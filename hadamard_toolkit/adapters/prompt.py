@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hadamard_toolkit.adapters.attention import attention_of
 from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, check_count, register
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
-from hadamard_toolkit.sites import Site, Sites
+from hadamard_toolkit.sites import Site, Sites, position_limit
 
 INITS = ("uniform", "normal", "vocabulary")
 POSITIONS = ("auto", "front", "behind-first")
@@ -28,7 +28,7 @@ class Prompt(SiteModule):
     def __init__(self, vectors: Tensor, place: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(vectors)
-        self.behind_first, self.place = bool(place), place
+        self.behind_first, self.place, self.added = bool(place), place, len(vectors)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -196,7 +196,8 @@ class PromptTuning(Adapter):
     prompt stands in the encoder's input alone and the decoder attends to its states. It changes the outputs
     from the start: there is no identity at initialisation, and no merging.
 
-    Raises, when the model runs, `ArgumentError` for inputs longer than its positions less `length`, and
+    Raises `ArgumentError` where `length` leaves no position for an input; when the model runs, `ArgumentError` for
+    inputs longer than its positions less `length` (before it, in `train`, for such a `max_length`), and
     `UnsupportedError` for a filled decoder cache and for masks that are not [batch, positions].
     """
 
@@ -217,7 +218,7 @@ class PromptTuning(Adapter):
         prompt = Prompt(self._vectors(embeddings), int(self.stands_behind_first(sites)))
         path = next(name for name, module in sites.model.named_modules() if module is embeddings)
         site = Site("prompt", None, path, embeddings, "output")
-        yield _AtEmbeddings(site, prompt, reader=reader, base=base, limit=_positions(base))
+        yield _AtEmbeddings(site, prompt, reader=reader, base=base, limit=position_limit(sites.model))
 
     def stands_behind_first(self, sites: Sites) -> bool:
         """Whether the prompt goes behind the first token of the input in this model."""
@@ -240,11 +241,3 @@ class PromptTuning(Adapter):
 def is_causal(sites: Sites) -> bool:
     """Whether a position reads nothing behind it."""
     return bool(getattr(attention_of(sites, 0)[1], "is_causal", False))
-
-
-def _positions(base: Any) -> int | None:
-    """How many positions the model has; some count them from behind the padding index."""
-    limit: int | None = getattr(base.config, "max_position_embeddings", None)
-    table = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
-    skipped = getattr(table, "padding_idx", None)
-    return limit if limit is None or skipped is None else limit - skipped - 1

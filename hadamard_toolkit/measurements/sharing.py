@@ -85,7 +85,7 @@ def sharing(
         vectors = combine(learned, run.spec.task, scheme, identity, seed=_draw(run))
         holder = attach(model, run.spec.adapter, seed=run.spec.seed)
         holder.load_state_dict(_state(vectors, holder.named_parameters()))
-        holder.merge()
+        holder.merge(allow_new_biases=True)  # it is never saved
         bare = attach(model, HeadOnly(), seed=run.spec.seed)
         # Of the bare backbone the cache has them, and needs them; the others are seen once, and would fill it.
         features = FeatureStore(cache_folder() / "features" if scheme.name == BARE else None)

@@ -153,7 +153,7 @@ class _Target:
         attachment = attach(self.model, self.run.spec.adapter, seed=self.run.spec.seed)
         try:
             attachment.load_state_dict(dict(state))
-            attachment.merge()
+            attachment.merge(allow_new_biases=True)  # it is never saved
             bare = attach(self.model, HeadOnly(), seed=self.run.spec.seed)
             try:
                 return self._scores(bare)

@@ -86,7 +86,7 @@ class Run:
         Needs the run's folder. A backbone that was pretrained further for the run comes from the cache, or is made
         again. Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach.
         """
-        from hadamard_toolkit.adapters.attachment import load_attachment
+        from hadamard_toolkit.adapters.loading import load_attachment
         from hadamard_toolkit.backbones import load_backbone
 
         folder = _adapter_folder(self._stored_folder())

@@ -118,10 +118,11 @@ def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> 
             "run(spec), or continued.adapt(model, …) before attach and a protocol without pretraining"
         )
     _check_task(task, attachment)
-    limit = position_limit(attachment.model)
+    limit = attachment.longest_input()
     if limit is not None and protocol.max_length > limit:
         raise ArgumentError(
             f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens"
+            f"{' with this prompt' if limit != position_limit(attachment.model) else ''}"
         )
     _check_precision(attachment, plan(attachment, protocol))
 
@@ -133,6 +134,7 @@ def metrics_of(task: Task) -> tuple[str, ...]:
 
 def finish(run: Run, data: Data, predictions: dict[str, np.ndarray], details: dict[str, Any]) -> Outcome:
     """What a run leaves behind, scored."""
+    run.attachment.name_labels(data.task.labels, data.task.name)
     rows = {name: data.rows(name) for name in predictions}
     by_row = {name: run.kind.by_row(predicted, rows[name]) for name, predicted in predictions.items()}
     return Outcome(

@@ -42,10 +42,10 @@ HEADER = """\
 Every adapter with its defaults, on every architecture. ✓: it attaches, runs, gets gradients, and `detach` gives the
 model back bit for bit; a number: it is refused for this reason (`UnsupportedError`, before anything is changed).
 *Identity*: the logits of the freshly attached model are the base model's, bit for bit. *Merges*: `attachment.merge()`
-gives a plain model with the same logits to 1e-5 (where no part is inserted, there is nothing to fold). *To peft*:
-`ht.export_peft` writes a folder in stock peft's format, and `ht.import_peft` reads it back with the same logits. Both
-hold on all architectures that are not named; *if* names those where a warning says under which condition. Parameters:
-trained and stored on BERT-base, without the head.
+gives a plain model with the same logits to 1e-5, which `save_pretrained` and `from_pretrained` keep (where no part is
+inserted, there is nothing to fold). *To peft*: `ht.export_peft` writes a folder in stock peft's format, and
+`ht.import_peft` reads it back with the same logits. Both hold on all architectures that are not named; *if* names those
+where a warning says under which condition. Parameters: trained and stored on BERT-base, without the head.
 """
 
 

@@ -93,7 +93,7 @@ def test_life_of_an_attachment(architecture: str, method: str, tmp_path: Path) -
             attachment.merge()
         assert torch.equal(logits(model), trained), "a refused merge changes nothing"
     else:
-        attachment.merge()
+        attachment.merge(allow_new_biases=True)
         assert torch.allclose(logits(model), trained, atol=1e-5), "merged = unmerged"
         assert not hasattr(model, "hadamard_attachment")
 
@@ -290,3 +290,50 @@ def test_parameter_counts_of_bert_base(adapter: Adapter, expected: int) -> None:
     without_head = counts.drop(index="head").sum()
     assert without_head.to_dict() == {"trained": expected, "stored": expected, "nonzero": expected}
     assert counts.loc["head", "trained"] == 2 * 768 + 2
+
+
+def test_a_detached_attachment_says_so(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    attachment = ht.attach(model, ht.Hadamard())
+    attachment.detach()
+    other = ht.attach(model, ht.LoRA())
+    shake(other)
+    trained = logits(model)
+    for attempt in (
+        attachment.detach,
+        attachment.merge,
+        attachment.state_dict,
+        attachment.stored_state,
+        attachment.parameters,
+        attachment.count,
+        attachment.vectors,
+        lambda: attachment.save(tmp_path / "saved"),
+        lambda: attachment.load_state_dict({}),
+        lambda: attachment.train_only("head"),
+        lambda: attachment.mask({}, {}),
+        lambda: attachment.name_labels(("a", "b")),
+        lambda: attachment.enabled(False).__enter__(),
+    ):
+        with pytest.raises(ArgumentError, match=r"attachment of Hadamard\(.* is detached"):
+            attempt()
+    assert torch.equal(logits(model), trained), "what is attached now stays"
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_merged_attachment_is_not_saved(tmp_path: Path) -> None:
+    attachment = ht.attach(tiny_model("bert"), ht.Hadamard())
+    attachment.merge()
+    with pytest.raises(ArgumentError, match=r"is merged, .*save\(\) before merge\(\).*save_pretrained\(\)"):
+        attachment.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    attachment.detach()
+    with pytest.raises(ArgumentError, match="is detached"):
+        attachment.detach()
+
+
+def test_the_longest_input() -> None:
+    assert ht.attach(tiny_model("bert"), ht.Hadamard()).longest_input() == 40
+    assert ht.attach(tiny_model("roberta"), ht.PromptTuning(length=4)).longest_input() == 35
+    two = ht.Stack(ht.PromptTuning(length=4), ht.PromptTuning(length=3))
+    assert ht.attach(tiny_model("bert"), two).longest_input() == 33
+    assert ht.attach(tiny_model("t5"), ht.PromptTuning(length=4)).longest_input() is None

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from tests.adapters.by_formula import Changes, check_against
 from tests.adapters.life import check_json, check_life, counts_on_bert_base, logits, spread
@@ -206,7 +207,7 @@ def test_what_a_prompt_cannot_work_with_is_refused() -> None:
 
 
 def test_initial_values() -> None:
-    model = tiny_model("bart", scale_embedding=True)
+    model = tiny_model("bart", scale_embedding=True, max_position_embeddings=500)
     states = {
         init: ht.attach(copy.deepcopy(model), ht.PromptTuning(length=400, init=init)).state_dict()
         for init in ("uniform", "normal", "vocabulary")
@@ -255,3 +256,15 @@ def test_bad_fields(fields: dict[str, object], message: str) -> None:
 
 def test_description_round_trips() -> None:
     check_json(ht.PromptTuning(length=3, init="vocabulary", position="front"))
+
+
+@pytest.mark.parametrize("adapter", [ht.PromptTuning(length=40), ht.Stack(*[ht.PromptTuning(length=20)] * 2)])
+def test_a_prompt_that_leaves_no_room_is_refused_when_it_is_attached(adapter: Adapter) -> None:
+    model = tiny_model("bert")
+    names = list(model.state_dict())
+    with pytest.raises(
+        ArgumentError, match=r"adds 40 positions to the input of this Bert.*which has 40: no room"
+    ):
+        ht.attach(model, adapter)
+    assert list(model.state_dict()) == names
+    ht.attach(model, ht.PromptTuning(length=39))

@@ -408,3 +408,21 @@ def test_two_processes_train_and_predict_as_one_does(tmp_path: Path, repository:
 def test_more_tokens_than_the_backbone_has_positions_is_one_clear_error() -> None:
     with pytest.raises(ArgumentError, match="max_length=41 is not allowed; this backbone reaches 40 tokens"):
         go(ht.attach(tiny_bert(), ht.Hadamard()), tiny_task(), shortly(max_length=41))
+
+
+def test_a_prompt_counts_among_the_positions() -> None:
+    """Before the training, not at the first long batch."""
+    attachment = ht.attach(tiny_bert(), ht.PromptTuning(length=4))
+    with pytest.raises(
+        ArgumentError, match=r"max_length=37 is not allowed; .* reaches 36 tokens with this prompt"
+    ):
+        go(attachment, tiny_task(), shortly(max_length=37))
+    go(attachment, tiny_task(), shortly(max_length=36))
+
+
+def test_the_labels_of_the_task_have_their_names_afterwards() -> None:
+    attachment, task = ht.attach(tiny_bert(), ht.Hadamard()), tiny_task()
+    go(attachment, task, shortly())
+    assert attachment.labels == list(task.labels)
+    assert attachment.task == task.name
+    assert attachment.model.config.id2label == dict(enumerate(task.labels))

@@ -1,0 +1,79 @@
+"""Fold an adapter into the weights of its backbone, and take it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hadamard_toolkit.adapters.base import Insertion
+from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.sites import Sites
+
+
+class Merge:
+    """What folding changes in a backbone, as it was before; `undo` puts that back.
+
+    Everything that can be refused is refused when this is made; then `fold` changes the model.
+    """
+
+    def __init__(
+        self, sites: Sites, insertions: Iterable[Insertion], *, allow_new_biases: bool = False
+    ) -> None:
+        self.sites, self.insertions = sites, list(insertions)
+        for insertion in self.insertions:
+            insertion.module.check_fold(insertion.site)
+        shifted = [i.site for i in self.insertions if i.module.shifts and i.site.module.bias is None]
+        self.switches = {switch for site in shifted if (switch := sites.bias_switch(site))}
+        homeless = [site for site in shifted if not sites.bias_switch(site)]
+        if homeless and not allow_new_biases:
+            raise UnsupportedError(
+                f"{homeless[0].path} of {type(sites.model).__name__} has no bias in its architecture, and the adapter "
+                f"shifts its output: a merged model would lose the shift when it is saved and loaded. Train without a "
+                "shift (vectors=('weight',)), or call merge(allow_new_biases=True) for a model that is used as it is"
+            )
+        self._before: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self._switched: dict[str, bool] = {}
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Change the weights; `undo` needs every module that is touched here to be in `_before`."""
+        config = self.sites.model.config
+        for switch in self.switches:
+            self._switched[switch] = getattr(config, switch)
+            setattr(config, switch, True)
+            for module in self.sites.switched_biases(switch):
+                self._keep(module)
+                if module.bias is None:
+                    rows = module.weight.shape[0]
+                    module.bias = nn.Parameter(module.weight.new_zeros(rows), requires_grad=False)
+        for insertion in _from_within(self.insertions):
+            self._keep(insertion.site.module)
+            insertion.module.fold(insertion.site)
+
+    def _keep(self, host: nn.Module) -> None:
+        if host not in self._before:
+            bias: Tensor | None = host.bias  # type: ignore[assignment]
+            self._before[host] = (
+                host.weight.detach().clone(),  # type: ignore[operator]
+                None if bias is None else bias.detach().clone(),
+            )
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give weights, biases and config their old values."""
+        for host, (weight, bias) in self._before.items():
+            host.weight.copy_(weight)  # type: ignore[operator]
+            if bias is None:
+                host.bias = None  # type: ignore[assignment]
+            else:
+                host.bias.copy_(bias)  # type: ignore[operator]
+        for switch, value in self._switched.items():
+            setattr(self.sites.model.config, switch, value)
+
+
+def _from_within(insertions: list[Insertion]) -> list[Insertion]:
+    """In the order of folding: behind a projection first wired first, then before it last wired first."""
+    before = [insertion for insertion in insertions if insertion.site.side == "input"]
+    return [insertion for insertion in insertions if insertion not in before] + before[::-1]
