@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +120,8 @@ def backbone_from_config(
 def backbone_provenance(name: str) -> dict[str, Any]:
     """What a record must say of a backbone: name, source, revision, SHA-256 of each weights file, note.
 
-    For a hub id the weights must have been loaded before (they are read from the hub's local cache).
+    Of one that is not pinned also `files`: hashes of config and vocabulary, of what they say and not of how it is laid
+    out. For a hub id the weights must have been loaded before (they are read from the hub's local cache).
     """
     if name in PINNED:
         pinned = PINNED[name]
@@ -140,9 +143,44 @@ def backbone_provenance(name: str) -> dict[str, Any]:
         "source": "local folder" if offline else "hub",
         "revision": None if offline else folder.name,
         "sha256": {file.name: checked_sha256(file) for file in sorted(folder.glob("*.safetensors"))},
+        "files": _meanings(folder),
         "licence": None,
         "note": "",
     }
+
+
+# What a config says besides the backbone: who wrote it, and about the head, which is always a fresh one.
+NOT_THE_BACKBONE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "transformers_version",
+}
+_OF_THE_LAST_CALL = {
+    "padding",
+    "truncation",
+}  # a tokenizer keeps these in its file; every call sets them anew
+
+
+def _meanings(folder: Path) -> dict[str, str]:
+    """SHA-256 of what config and vocabulary in `folder` say."""
+    found = {}
+    for name, ignored in (("config.json", NOT_THE_BACKBONE), ("tokenizer.json", _OF_THE_LAST_CALL)):
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text("utf-8"))
+            told = {key: value for key, value in said.items() if key not in ignored}
+            found[name] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    vocabularies = [
+        path for path in folder.iterdir() if path.name in _VOCABULARIES or path.suffix == ".model"
+    ]
+    return found | {path.name: checked_sha256(path) for path in sorted(vocabularies)}
+
+
+_VOCABULARIES = {"vocab.txt", "vocab.json", "merges.txt"}
 
 
 @contextmanager

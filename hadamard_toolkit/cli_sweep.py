@@ -22,7 +22,7 @@ def do_sweep(
     *,
     only_say: bool = False,
 ) -> int:
-    """Sweep, saying what there is to do and how long it may take, then how far it is; 1 if a run failed."""
+    """Sweep, saying what there is to do and how long it may take, then how far it is; 1 unless all is well."""
     missing = [spec for spec in specs if spec not in store]
     known = len(specs) - len(missing)
     print(f"{title}: {len(specs)} runs, {known} in {store.folder}, {len(missing)} missing")
@@ -38,11 +38,14 @@ def do_sweep(
     print(
         ", ".join(
             f"{counts[status]} {status}"
-            for status in ("present", "done", "failed", "elsewhere")
+            for status in ("present", "done", "failed", "outdated", "elsewhere")
             if status in counts
         )
     )
-    told = table["status"].eq("failed") & (report is None)  # a report has told the reasons already
-    for row in table[told].itertuples():
-        print(f"  failed: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}", file=sys.stderr)
-    return int((table["status"] == "failed").any())
+    wrong = table["status"].isin(["failed", "outdated"])
+    for row in table[wrong & (report is None)].itertuples():  # a report has told the reasons already
+        print(
+            f"  {row.status}: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}",
+            file=sys.stderr,
+        )
+    return int(wrong.any())

@@ -15,6 +15,7 @@ from hadamard_toolkit.adapters.files import read_state
 from hadamard_toolkit.adapters.hadamard import Hadamard
 from hadamard_toolkit.adapters.tuning import HeadOnly
 from hadamard_toolkit.errors import UnsupportedError, check_choice
+from hadamard_toolkit.runs.made_from import Here
 from hadamard_toolkit.runs.record import KEPT, Run
 from hadamard_toolkit.runs.spec import canonical_json
 from hadamard_toolkit.runs.store import RunStore
@@ -63,7 +64,10 @@ def transplant(run: Run, store: RunStore, *, norms: tuple[str, ...] = ("source",
 
 
 def sources(run: Run, store: RunStore) -> list[Run]:
-    """The runs whose vectors may be put into the model of `run`, by task; see `transplant`."""
+    """The runs whose vectors may be put into the model of `run`, by task; see `transplant`.
+
+    Raises `DataError` for one that was made from other content than lies here now: another backbone of its name, say.
+    """
     table = store.load()
     keys = table.loc[
         (table["backbone"] == run.spec.backbone)
@@ -80,7 +84,11 @@ def sources(run: Run, store: RunStore) -> list[Run]:
         if not share_text(task, run.spec.task)
     ]
     found = [store.run(key) for key in allowed]
-    return [source for source in found if source.info["run_info"]["weights"] == KEPT]
+    kept = [source for source in found if source.info["run_info"]["weights"] == KEPT]
+    here = Here()
+    for source in kept:
+        store.check_unchanged(source.key, here=here)
+    return kept
 
 
 def _candidates(

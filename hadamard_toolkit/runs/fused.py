@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, ToolkitError, UnsupportedError
 from hadamard_toolkit.runs.record import ADAPTER, Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -42,17 +42,9 @@ class Sources:
     found: dict[str, Source]
 
     def load(self, attachment: Attachment) -> None:
-        """Put them into an attached fusion. `DataError` if one was trained on other backbone files than are there."""
+        """Put them into an attached fusion."""
         from hadamard_toolkit.adapters.fusion import load_adapters
-        from hadamard_toolkit.backbones import backbone_provenance
 
-        for task, source in self.found.items():
-            trained = source.run.info["meta_info"]["backbone"]["sha256"]
-            if trained != backbone_provenance(source.run.spec.backbone)["sha256"]:
-                raise DataError(
-                    f"the adapter of task {task!r} (run {source.run.key}) was trained on other files of backbone "
-                    f"{source.run.spec.backbone!r} than are there now; remove that run from the store"
-                )
         if self.found:
             # the same files, but with a head of another kind they may come with a pooler or without
             folders = {task: source.folder for task, source in self.found.items()}
@@ -113,12 +105,15 @@ def sources(spec: RunSpec, store: RunStore | None) -> Iterator[Sources]:
 
     Weights that the store does not keep (`keep="vectors"`) are trained once and kept in its folder `.sources`, which
     may be deleted at any time; without a store, they are gone when the block ends. `SourceError` names a source that
-    failed; the store has noted its reason, as for any run.
+    failed; the store has noted its reason, as for any run. `DataError` names one that was made from other content than
+    lies here now.
     """
     needed = source_specs(spec)
     with tempfile.TemporaryDirectory(prefix="hadamard-") as folder:
         found = {}
         for place, (task, source) in enumerate(needed.items()):
+            if store is not None and source in store:
+                store.check_unchanged(source)
             try:
                 found[task] = _source(source, store, Path(folder) / str(place))
             except Exception as error:

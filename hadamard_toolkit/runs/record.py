@@ -80,17 +80,21 @@ class Run:
         """The trained vectors stacked over layers, as in `Attachment.vectors`; from a store no backbone is loaded."""
         return self.attachment.vectors() if self.attachment else stored_vectors(self._stored_folder())
 
-    def restore(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
+    def restore(self, *, data: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
         """A fresh backbone with the stored adapter, norms and head: (model, tokenizer, attachment).
 
         Needs the run's folder. A backbone that was pretrained further for the run comes from the cache, or is made
-        again. Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach.
+        again. Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach,
+        or where backbone or data here are not those that the run was made from. With `data=False` the data may be
+        others: for one who wants the model only.
         """
         from hadamard_toolkit.adapters.loading import load_attachment
         from hadamard_toolkit.backbones import load_backbone
+        from hadamard_toolkit.runs.made_from import require_same
 
         folder = _adapter_folder(self._stored_folder())
         task = self.info["meta_info"]["task"]
+        require_same(self.key, self.info["meta_info"], self.spec.backbone, self.spec.task if data else None)
         model, tokenizer = load_backbone(
             self.spec.backbone, labels=task["labels"], head=task["head"], seed=self.spec.seed
         )

@@ -24,7 +24,6 @@ from hadamard_toolkit.runs.store import RunStore, as_store
 if TYPE_CHECKING:
     from hadamard_toolkit.adapters.attachment import Attachment
     from hadamard_toolkit.runs.fused import Sources
-    from hadamard_toolkit.tasks.base import Task
     from hadamard_toolkit.training.features import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
 
@@ -36,9 +35,10 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     protocol and seed (found in the store or trained into it), then the fusion over them; see `fused.sources`.
 
     With a `store` (or its folder) the run is recorded there, and a run that is there already is read, not trained
-    again; then `attachment` is None and `Run.restore` loads it. A failure is recorded with its reason and raised.
-    A store that cannot be written to is a `StoreError` before anything is trained; where writing fails later, the
-    `UnsavedRunError` carries the trained run.
+    again; then `attachment` is None and `Run.restore` loads it. If that run was made from other content than lies here
+    now under the names of its backbone and task, it is a `DataError`; `RunStore.outdated` lists such runs. A failure
+    is recorded with its reason and raised. A store that cannot be written to is a `StoreError` before anything is
+    trained; where writing fails later, the `UnsavedRunError` carries the trained run.
 
     The seed is set before anything is built: on one machine, with the same number of threads, the same spec gives
     the same bytes on the CPU.
@@ -49,6 +49,7 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
         return _train(spec)
     store = as_store(store)
     if spec in store:
+        store.check_unchanged(spec)
         return store.run(spec.key)
     store.check_writable()
     try:
@@ -75,7 +76,7 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
     from accelerate.utils import set_seed
 
     from hadamard_toolkit.adapters.attachment import attach
-    from hadamard_toolkit.backbones import load_backbone
+    from hadamard_toolkit.backbones import backbone_provenance, load_backbone
     from hadamard_toolkit.tasks.registry import load_task
     from hadamard_toolkit.training.continued import adapt
     from hadamard_toolkit.training.loop import train
@@ -90,6 +91,15 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
             model, tokenizer = load_backbone(
                 spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed
             )
+            made_from = {
+                "backbone": backbone_provenance(spec.backbone),
+                "task": {
+                    "head": task.head,
+                    "labels": task.n_labels,
+                    **task.provenance,
+                    "content": task.content(),
+                },
+            }
         pretraining: list[dict[str, Any]] = []
         if spec.protocol.pretraining:
             with _timed(times, "pretraining"):
@@ -123,7 +133,8 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
             "peak_memory": environment.peak_memory(),
         },
         "meta_info": {
-            **_meta(spec, task, attachment),
+            **_meta(attachment),
+            **made_from,
             **({"pretraining": pretraining} if pretraining else {}),
         },
     }
@@ -173,9 +184,7 @@ def _sparsity(attachment: Attachment) -> dict[str, Any]:
     return {"sparsity": {**made, **masks.report()}}
 
 
-def _meta(spec: RunSpec, task: Task, attachment: Attachment) -> dict[str, Any]:
-    from hadamard_toolkit.backbones import backbone_provenance
-
+def _meta(attachment: Attachment) -> dict[str, Any]:
     parameter = next(attachment.model.parameters())
     return {
         "versions": environment.versions(),
@@ -184,8 +193,6 @@ def _meta(spec: RunSpec, task: Task, attachment: Attachment) -> dict[str, Any]:
             **environment.describe_device(parameter.device),
             "dtype": str(parameter.dtype).removeprefix("torch."),
         },
-        "backbone": backbone_provenance(spec.backbone),
-        "task": {"head": task.head, "labels": task.n_labels, **task.provenance},
     }
 
 

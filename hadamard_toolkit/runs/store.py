@@ -21,7 +21,9 @@ from filelock import FileLock, Timeout
 
 from hadamard_toolkit.errors import ArgumentError, DataError, StoreError, check_choice
 from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.runs import made_from
 from hadamard_toolkit.runs.environment import describe_error
+from hadamard_toolkit.runs.made_from import ASIDE
 from hadamard_toolkit.runs.packed import Pack, packs_in
 from hadamard_toolkit.runs.record import (
     KEEP,
@@ -29,15 +31,16 @@ from hadamard_toolkit.runs.record import (
     Run,
     check_record,
     describe,
-    is_subset,
     read_record,
     read_run,
     stored_vectors,
     write_run,
 )
-from hadamard_toolkit.runs.spec import RunSpec, canonical_json
+from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.table import COLUMNS, tidy
 
 if TYPE_CHECKING:
+    from hadamard_toolkit.runs.made_from import Here
     from hadamard_toolkit.sparsity.masks import Masks
 
 FAILED, CLAIMS, MEASURED = "failed", ".claims", "measured"
@@ -47,27 +50,6 @@ STALE_SECONDS = (
     600  # a record is written in seconds; a process of another machine is not ours to judge sooner
 )
 PROBE = 1 << 20  # bytes that a store must have room for before a run is trained for it
-COUNTS = ("trained", "stored", "nonzero")
-ROLES = ("adapter", "norm", "gate", "head")
-COLUMNS = (
-    *(
-        "key",
-        "backbone",
-        "task",
-        "method",
-        "label",
-        "head_policy",
-        "pretraining",
-        "seed",
-        "split",
-        "metric",
-        "headline",
-        "value",
-    ),
-    *("n", "train_rows", "subset", *COUNTS, *(f"{name}_with_head" for name in COUNTS)),
-    *(f"{name}_{role}" for name in COUNTS for role in ROLES),
-    *("seconds", "device", "adapter", "protocol", "sparsity"),
-)
 
 
 class RunStore:
@@ -186,7 +168,7 @@ class RunStore:
         for key in sorted({*self.keys(), *(folder.name for folder in self._folders())}):
             folder = self.folder / key
             try:
-                rows += _tidy(self.record(key))
+                rows += tidy(self.record(key))
             except DataError as error:
                 warnings.warn(f"skipped {folder}: {error}", stacklevel=2)
             except (KeyError, TypeError, AttributeError) as error:
@@ -198,11 +180,11 @@ class RunStore:
 
     def wide(self) -> pd.DataFrame:
         """One row per run: what `load` says of it, and one column per split and metric, such as `test/accuracy`."""
-        tidy = self.load()
-        fixed = tidy.drop(columns=["split", "metric", "headline", "value", "n", "subset"]).drop_duplicates(
+        rows = self.load()
+        fixed = rows.drop(columns=["split", "metric", "headline", "value", "n", "subset"]).drop_duplicates(
             "key"
         )
-        values = tidy.assign(name=tidy["split"] + "/" + tidy["metric"]).pivot(
+        values = rows.assign(name=rows["split"] + "/" + rows["metric"]).pivot(
             index="key", columns="name", values="value"
         )
         return fixed.set_index("key").join(values)
@@ -225,12 +207,40 @@ class RunStore:
                     warnings.warn(f"skipped {path}: {reason}", stacklevel=2)
         return pd.DataFrame(flat, columns=columns)
 
+    def check_unchanged(self, run: RunSpec | str, *, here: Here | None = None) -> None:
+        """Raise `DataError` if a run of this store was made from other content than lies here now; see `outdated`.
+
+        `here` is what several checks share, so that each backbone and task is looked at once.
+        """
+        made_from.require_unchanged(self, run.key if isinstance(run, RunSpec) else self._resolve(run), here)
+
+    def outdated(self) -> pd.DataFrame:
+        """Runs made from other content than lies here now: key, backbone, task, label, seed, reason.
+
+        Compared are the backbone (weights, config, vocabulary) and the data of the tasks, as far as the record tells of
+        them and they are on this machine, and so are the runs whose adapters a run fuses. `set_aside` makes room for
+        such runs to be done again.
+        """
+        return made_from.outdated(self)
+
+    def set_aside(self, keys: Iterable[str]) -> Path:
+        """Move these runs into the folder `aside` of the store, where they no longer count; nothing is deleted.
+
+        Returns that folder. A run comes back when its folder there, `<key>.1`, is moved to `<key>` in the store.
+        """
+        try:
+            return made_from.set_aside(self, [self._resolve(key) for key in keys])
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
         with os.scandir(self.folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        return [self.folder / name for name in sorted(names) if name != FAILED and self._shown(name)]
+        return [
+            self.folder / name for name in sorted(names) if name not in (FAILED, ASIDE) and self._shown(name)
+        ]
 
     def _shown(self, key: str) -> bool:
         return self._only is None or key in self._only
@@ -361,38 +371,3 @@ def _alive(process: int) -> bool:
     except OSError:  # it lives and belongs to somebody else
         return True
     return True
-
-
-def _tidy(record: dict[str, Any]) -> list[dict[str, Any]]:
-    spec, counts, sizes = record["spec"], record["counts"], record["rows"]
-    fixed = {
-        "key": record["key"],
-        "backbone": spec["backbone"],
-        "task": spec["task"],
-        "method": record["method"],
-        "label": record["label"],
-        "head_policy": spec["protocol"]["head"],
-        "pretraining": "+".join(step["text"] for step in spec["protocol"].get("pretraining", [])),
-        "seed": spec["seed"],
-        "train_rows": sizes["train"]["rows"],
-        "seconds": record["times"]["total"],
-        "device": record["meta_info"]["device"]["device_name"],
-        **{field: canonical_json(spec[field]) for field in ("adapter", "protocol", "sparsity")},
-    }
-    for name in COUNTS:
-        by_role = {role: counts[role][name] for role in ROLES}
-        fixed |= {f"{name}_{role}": value for role, value in by_role.items()}
-        fixed |= {f"{name}_with_head": sum(by_role.values()), name: sum(by_role.values()) - by_role["head"]}
-    return [
-        {
-            **fixed,
-            "split": split,
-            "metric": metric,
-            "headline": metric == record["headline"],
-            "value": value,
-            "n": sizes[split]["rows"],
-            "subset": is_subset(split, record),
-        }
-        for split, values in record["metrics"].items()
-        for metric, value in values.items()
-    ]

@@ -20,6 +20,7 @@ import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError, check_choice, check_range
 from hadamard_toolkit.runs.environment import usable_cores
+from hadamard_toolkit.runs.made_from import Here
 from hadamard_toolkit.runs.record import describe
 from hadamard_toolkit.runs.rescue import rescue
 from hadamard_toolkit.runs.run import run
@@ -37,7 +38,8 @@ class WorkerError(ToolkitError, RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one spec: `done`, `failed` (with the reason) or `elsewhere` (another process has it)."""
+    """What became of one spec: `done`, `failed` (with the reason), `outdated` (a run is there, but made from other
+    content than lies here) or `elsewhere` (another process has it)."""
 
     spec: RunSpec
     status: str
@@ -78,7 +80,8 @@ def sweep(
     `ArgumentError`.
 
     Returns a row per spec, in the order given: `key, backbone, task, label, seed, status, score, seconds, reason`, with
-    `status` one of `present` (done before), `done`, `failed`, `elsewhere`, and `score` the headline on test.
+    `status` one of `present` (done before), `done`, `failed`, `outdated` (done before, but from other content than
+    lies here now; see `RunStore.outdated`), `elsewhere`, and `score` the headline on test.
     """
     check_choice("engine", engine, ENGINES)
     if workers is not None:
@@ -90,9 +93,10 @@ def sweep(
     if missing:
         store.check_writable()
     became = {spec: Attempt(spec, "present") for spec in plan if spec in store}
-    damaged = [attempt for spec in became if (attempt := _damaged(spec, store))]
-    attempts = chain(damaged, ENGINES[engine](missing, store, workers))
-    for attempt in _with_progress(attempts, len(damaged) + len(missing), report):
+    here = Here()
+    unfit = [attempt for spec in became if (attempt := _damaged(spec, store) or _outdated(spec, store, here))]
+    attempts = chain(unfit, ENGINES[engine](missing, store, workers))
+    for attempt in _with_progress(attempts, len(unfit) + len(missing), report):
         became[attempt.spec] = attempt
     return pd.DataFrame([_summary(became[spec], store) for spec in plan], columns=list(_SUMMARY))
 
@@ -103,7 +107,7 @@ _SUMMARY = ("key", "backbone", "task", "label", "seed", "status", "score", "seco
 def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
     spec, status, score, seconds = attempt.spec, attempt.status, float("nan"), float("nan")
     # also when the process that had it elsewhere has finished meanwhile
-    if spec in store and not _damaged(spec, store):
+    if spec in store and status != "outdated" and not _damaged(spec, store):
         record = store.record(spec.key)
         status = "present" if status == "present" else "done"
         value = record["metrics"]["test"][record["headline"]]
@@ -119,6 +123,15 @@ def _damaged(spec: RunSpec, store: RunStore) -> Attempt | None:
     except DataError as error:
         way_out = f"remove the folder {store.folder / spec.key} to do the run again"
         return Attempt(spec, "failed", f"{_one_line(error)}; {way_out}")
+    return None
+
+
+def _outdated(spec: RunSpec, store: RunStore, here: Here) -> Attempt | None:
+    """An outdated attempt where a run that is there was made from other content than lies here now."""
+    try:
+        store.check_unchanged(spec, here=here)
+    except DataError as error:
+        return Attempt(spec, "outdated", _one_line(error))
     return None
 
 

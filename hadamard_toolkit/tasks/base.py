@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,6 +97,21 @@ class Task:
     def n_labels(self) -> int:
         """Outputs of the head: the number of labels, 1 for a regression, 2 for a span."""
         return {"regression": 1, "span": 2}.get(self.kind, len(self.labels))
+
+    def content(self) -> dict[str, str]:
+        """SHA-256 of the texts and answers of each split: what a record needs to tell data of one name apart.
+
+        The same rows in the same order give the same, whatever file they are in.
+        """
+        columns = (*self.text_columns, "answers" if self.kind == "span" else "label")
+        found = {}
+        for split, rows in self.splits.items():
+            table, digest = rows.with_format("arrow")[:], hashlib.sha256()
+            for column in columns:
+                if column in table.column_names:
+                    digest.update(json.dumps([column, table[column].to_pylist()]).encode())
+            found[split] = digest.hexdigest()
+        return found
 
     def limited(self, limit: int | Mapping[str, int] | None, seed: int = 0) -> Task:
         """This task with at most so many rows, drawn without replacement by `seed` and in the drawn order.

@@ -13,6 +13,8 @@ from hadamard_toolkit.downloads import file_sha256
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.tasks.files import local_roots, read_parquet
 
+IN_FILES = "local parquet files"  # how the source of a task begins that was read from files of a data root
+
 # Tables by split, where each split came from, SHA-256 by file.
 Found = tuple[dict[str, pa.Table], dict[str, str], dict[str, str]]
 
@@ -33,7 +35,7 @@ def find(
     tried = []
     for place in local_roots(root):
         if (place / folder).is_dir():
-            return f"local parquet files, {folder}", local(place)
+            return f"{IN_FILES}, {folder}", local(place)
         origin = "root" if root is not None else "$HADAMARD_DATA or ../shared/data"
         tried.append(f"{place / folder} ({origin}) does not exist")
     if root is None:
@@ -87,6 +89,12 @@ def read_hub(hub: str, config: str | None, splits: Mapping[str, str], *, label_n
     prefix = f"/{config}" if config else ""
     digests = {f"{hub}@{file.parent.name}{prefix}/{file.name}": file_sha256(file) for file in cached}
     return tables, places, digests
+
+
+def stored(files: Mapping[str, str]) -> dict[str, Path]:
+    """Where the `files` of a task's record, named as `read_local` names them, lie now; without those that do not."""
+    paths = {file: root / file for root in reversed(local_roots(None)) for file in files}
+    return {file: path for file, path in paths.items() if path.is_file()}
 
 
 def provenance(

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqModelOutput
 
 from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.backbones import NOT_THE_BACKBONE
 from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.paths import atomic_write
 from hadamard_toolkit.training.batching import Batch, Examples, Source
@@ -36,16 +37,6 @@ PROBE_ROWS = 8
 # The largest difference allowed between logits from the backbone and from its features, relative to
 OF_SPREAD = 1e-2  # how much logits differ between rows,
 OF_SIZE = 1e-5  # and, for rounding, to their size.
-_NOT_THE_BACKBONE = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
-    "transformers_version",
-}
 
 
 # What a head may read of a backbone's output, tried in this order. Each gives [rows, width], or None.
@@ -210,7 +201,7 @@ def _read(path: Path) -> Tensor | None:
 
 def backbone_digest(model: PreTrainedModel) -> str:
     """SHA-256 of everything that shapes features: class, config and every parameter byte of the base model."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_THE_BACKBONE}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_THE_BACKBONE}
     about = [FORMAT, type(model).__name__, config, str(model.config._attn_implementation)]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for parameter in model.base_model.parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.measurements import transplant as module
 from hadamard_toolkit.measurements.transplant import sources, transplant
 from hadamard_toolkit.runs.record import Run
@@ -85,6 +86,17 @@ def test_own_vectors_are_the_run_and_none_are_the_head_alone(store: ht.RunStore)
     assert set(moved["source_key"]) == {source.key} == {find(store, "cola").key}
     again = store.measured(run.key, "transplant", lambda: transplant(run, store))
     assert again["score"].tolist() == table.query("norms != 'target'")["score"].tolist()
+
+
+def test_a_source_on_another_backbone_of_the_same_name_is_refused(store: ht.RunStore, tmp_path: Path) -> None:
+    copy = ht.RunStore(shutil.copytree(store.folder, tmp_path / "copy"))
+    source = find(copy, "cola")
+    path = copy.folder / source.key / "run.json"
+    record = json.loads(path.read_text())
+    record["meta_info"]["backbone"]["sha256"]["model.safetensors"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=f"run {source.key} was made from other content.*'model.safetensors'"):
+        transplant(find(copy, "sst2"), copy)
 
 
 def test_what_is_scored_is_the_source_in_the_target(

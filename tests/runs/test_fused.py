@@ -248,5 +248,7 @@ def test_what_cannot_be_fused_is_refused(
     [source] = source_specs(spec).values()
     run(source, store)
     cast(PreTrainedModel, tiny_bert(seed=9).base_model).save_pretrained(folder)
-    with pytest.raises(DataError, match=f"run {source.key}.*other files of backbone.*remove that run"):
+    with pytest.raises(
+        DataError, match=f"run {source.key} was made from other content.*backbone .*set such runs aside"
+    ):
         run(spec, store)

@@ -120,6 +120,20 @@ def test_packed_runs_are_done(both: tuple[RunStore, RunStore, Path], monkeypatch
     assert run(specs[0], packed).key == specs[0].key
 
 
+def test_packed_runs_on_another_backbone_are_found_and_left_to_be_unpacked(
+    both: tuple[RunStore, RunStore, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, packed, _ = both
+    assert packed.outdated().empty
+    here = {"sha256": {"model.safetensors": "0" * 64}}
+    monkeypatch.setattr("hadamard_toolkit.backbones.backbone_provenance", lambda name: here)
+    assert packed.outdated()["key"].tolist() == packed.keys()
+    with pytest.raises(DataError, match="made from other content"):
+        run(packed.run(packed.keys()[0]).spec, packed)
+    with pytest.raises(ArgumentError, match=r"is a packed run.*hadamard pack --undo"):
+        packed.set_aside(packed.outdated()["key"])
+
+
 def test_the_same_bytes_come_back(both: tuple[RunStore, RunStore, Path]) -> None:
     loose, packed, plan = both
     assert unpack(plan, packed) == loose.keys()

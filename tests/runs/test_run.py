@@ -14,7 +14,7 @@ import torch
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError
-from hadamard_toolkit.runs.record import Run, label_of, method_name
+from hadamard_toolkit.runs.record import Run, is_subset, label_of, method_name
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -230,6 +230,24 @@ def test_bad_specs_fail_with_one_clear_error(make_spec: MakeSpec, tmp_path: Path
     with pytest.raises(ArgumentError, match="maskable='projections'"):
         run(make_spec(sparsity=Sparsity("snip", 0.5, examples=16, batch_size=16)), tmp_path)
     assert len(RunStore(tmp_path).failed()) == 3
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "subset", "expected"),
+    [
+        ("validation", 16, False, False),  # held out of the training split, so never all of it
+        ("test", 40, False, False),
+        ("test", 39, False, True),
+        ("test_mismatched", 39, False, True),
+        ("validation", 16, True, True),  # the data here are less than the official ones
+        ("test", 40, True, True),
+    ],
+)
+def test_a_score_on_less_than_the_official_rows_is_marked(
+    split: str, rows: int, subset: bool, expected: bool
+) -> None:
+    parts = {split: {"rows": rows, "of": 40}}
+    assert is_subset(split, {"rows": parts, "meta_info": {"task": {"subset": subset}}}) is expected
 
 
 def test_names_of_adapters() -> None:
