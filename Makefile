@@ -7,6 +7,8 @@
 # make reproduce   setup, every notebook in the smoke profile into build/notebooks, its figures into build/figures
 # make notebooks   rewrite the committed notebooks/*.ipynb from their scripts, executed
 # make figures     setup, every reference figure and table again from data/reference_runs (seconds, no training)
+# make benchmark   timings, as ratios within one run: banks against single runs, the pruner, scoring (quiet machine)
+# make gpu         with a torch that sees CUDA, no set-up and no network: the GPU's tests, then the banks' benchmark
 # make clean       remove what the targets above made, except downloads
 #
 # Choices, all optional:
@@ -46,7 +48,7 @@ COMMITTED := $(SCRIPTS:notebooks/%.py=build/stamps/%)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint unit nbval browser-test test-lowest test-newest reproduce executed notebooks figures clean
+.PHONY: help setup test lint unit nbval browser-test test-lowest test-newest benchmark gpu reproduce executed notebooks figures clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -112,6 +114,16 @@ test-lowest test-newest: test-%:
 		$(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) -e ".[notebooks,test]"
 	build/$*/bin/hadamard fetch
 	TEST_RESOLUTION=$(RESOLUTION) build/$*/bin/python -m pytest -q tests -W default -n $(JOBS) --dist loadfile
+
+benchmark: setup
+	$(BIN)/python -m pytest -q -m benchmark tests/benchmarks -s
+
+# The machine's own Python and torch: a GPU that is at hand for minutes leaves no time for an environment.
+gpu: export PYTHONPATH := .
+gpu:
+	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"
+	$(PYTHON) -m pytest -q -W default -m gpu tests/gpu
+	$(PYTHON) -m pytest -q -W default -m benchmark tests/benchmarks/test_bank_speed.py -s
 
 reproduce: executed figures
 	@echo; echo "Notebooks, executed in the $(HADAMARD_PROFILE) profile, in $(EXECUTED_IN)/"
