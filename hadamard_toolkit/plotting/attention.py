@@ -25,7 +25,8 @@ def attention_norms(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     """Norm of the self-attention outputs by layer, before and after training, and the paired change with its interval.
 
     Table: that of `studies.attention_shift.norm_shift`, at most eight tasks. A column per `method`. Above, mean
-    `before` (dashed) and `after` (solid) by task; below, `difference` with `low` to `high`, tasks side by side.
+    `before` (dashed) and `after` (solid) by task; below, `difference` with `low` to `high`, tasks side by side; the note says
+    what these intervals hold for.
     """
     numbers = ("layer", "before", "after", "difference", "low", "high", "n_examples", "n_seeds")
     require(table, "task", "method", *numbers, numbers=numbers)
@@ -54,7 +55,7 @@ def attention_norms(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         )
         handles += _handles({"before": {"color": FAINT, "linestyle": (0, (2, 1.2))}})
         note = (
-            f"{_counts(table)} Bars: interval over seeds and examples, paired by example. Padding left out."
+            f"{_counts(table)} Bars: interval, paired by example, for {_population(table)}. Padding left out."
         )
         frame(figure, 2 * HEIGHT, handles=handles, note=note)
     return figure
@@ -129,6 +130,14 @@ def _layers(axes: np.ndarray, table: pd.DataFrame) -> None:
 
 def _handles(named: dict[Any, dict[str, Any]]) -> list[Line2D]:
     return [Line2D([], [], label=str(name), markersize=4, **look) for name, look in named.items()]
+
+
+def _population(table: pd.DataFrame) -> str:
+    """What the intervals of `norm_shift` hold for."""
+    if table["n_seeds"].max() == 1:
+        return "other texts and these trained models"
+    several = "other seeds and other texts"
+    return several if table["n_seeds"].min() > 1 else f"{several} (one seed: for other texts only)"
 
 
 def _counts(table: pd.DataFrame) -> str:

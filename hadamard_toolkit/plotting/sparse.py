@@ -19,14 +19,23 @@ from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, styl
 # A scorer keeps its look from figure to figure, whichever of them a table has.
 SCORER_ORDER = ("snip", "grasp", "magnitude", "synflow", "random", "erdos-renyi")
 NO_CONTROL = "none"
-CONTROL_MARKERS = {"shuffled": ">", "random": "<", "uniform": "s", "reinitialised": "D", "dense": "*"}
+CONTROL_MARKERS = {
+    "shuffled": ">",
+    "margins": "p",
+    "random": "<",
+    "uniform": "s",
+    "reinitialised": "D",
+    "dense": "*",
+}
 CONTROL_NAMES = {
     "shuffled": "shuffled",
+    "margins": "shuffled within margins",
     "random": "random per tensor",
     "uniform": "random overall",
     "reinitialised": "re-initialised",
     "dense": "small dense",
 }
+CELL = ("panel", "scorer", "sparsity", "control")
 Slots = list[tuple[float, float, float]]  # first and last place on the axis, sparsity of what stands there
 DODGE = 0.9  # percentage points between neighbouring series, so that their bars can be told apart
 STEP = 2.6  # the same between a mask and its controls
@@ -38,15 +47,27 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
 
     Table: one row per run: `task`, `scorer`, `sparsity` (share removed, 0 <= s < 1), `seed`, `score`. Optional:
     `adapter` (with several, each has its own panels) and `control`: `"none"` for the mask itself, or `"shuffled"`,
-    `"random"`, `"uniform"`, `"reinitialised"`, `"dense"` (the small dense adapter, at the sparsity whose budget it
-    has; its scorer is not read). Rows of sparsity 0 are the unpruned adapter, whatever their scorer.
+    `"margins"`, `"random"`, `"uniform"`, `"reinitialised"`, `"dense"` (the small dense adapter, at the sparsity whose
+    budget it has; its scorer is not read). Rows of sparsity 0 are the unpruned adapter, whatever their scorer.
 
     Drawn: mean ± one standard deviation over seeds, marks set side by side where they would cover each other; the
     unpruned adapter as a line across with its deviation as a band. Controls stand on the right, hollow, in the colour
     of their scorer and behind the mask that they vary.
+
+    Where the marks of a panel do not all have the same seeds, means of scores would compare seeds, not sparsities. Then
+    all panels show differences to the unpruned run of the same seed, and a mark with fewer seeds than others of its
+    panel carries their number. Runs without an unpruned one are left out, and the note counts them.
+
+    Simulated: a loss of 0.020 at 40 and 80 % with other seeds at each is drawn as −0.020 at both, where means of scores
+    showed +0.005 and −0.020. `pytest tests/plotting/test_sparse.py -k seeds`.
     """
     require(table, "task", "scorer", "sparsity", "seed", "score", numbers=("sparsity", "score"))
     runs = _checked_runs(table)
+    paired = not _same_seeds(runs)
+    if paired:
+        runs = _differences(runs)
+    sizes = runs.groupby([*CELL], observed=True)["seed"].transform("size")
+    runs = runs.assign(most=sizes.groupby(runs["panel"]).transform("max"))
     with style():
         figure, panels, height = _panels(runs["panel"], venue, height=1.6)
         drawn = _scorer_looks(runs.loc[(runs["sparsity"] > 0) & (runs["control"] != "dense"), "scorer"])
@@ -54,12 +75,12 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
             _unpruned(axis, rows.loc[rows["sparsity"] == 0, "score"].to_numpy(dtype=float))
             _series(axis, rows[rows["sparsity"] > 0], drawn)
             axis.set_title(str(title))
-            axis.set_ylabel(metric)
+            axis.set_ylabel(f"{metric} − unpruned" if paired else metric)
             axis.grid(axis="y")
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             _across(axis, rows, drawn)
         _label_below(panels, "Removed, %")
-        frame(figure, height, handles=_score_legend(runs, drawn), note=_score_note(runs))
+        frame(figure, height, handles=_score_legend(runs, drawn), note=_score_note(runs, len(table), paired))
     return figure
 
 
@@ -132,6 +153,27 @@ def _checked_runs(table: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
+def _same_seeds(runs: pd.DataFrame) -> bool:
+    """Whether all marks of each panel have the same seeds."""
+    seeds = runs.groupby([*CELL], observed=True)["seed"].agg(frozenset)
+    return bool((seeds.groupby("panel").nunique() == 1).all())
+
+
+def _differences(runs: pd.DataFrame) -> pd.DataFrame:
+    """Scores minus that of the unpruned run of the same panel and seed; runs without one are left out."""
+    unpruned = runs[runs["sparsity"] == 0].set_index(["panel", "seed"])["score"].rename("unpruned")
+    joined = runs.join(unpruned, on=["panel", "seed"])
+    known = joined[joined["unpruned"].notna()]
+    for panel, rows in runs.groupby("panel", sort=False):
+        pruned = known[(known["panel"] == panel) & (known["sparsity"] > 0)]
+        if pruned.empty and (rows["sparsity"] > 0).any():
+            raise ArgumentError(
+                f"table has no unpruned run (sparsity 0) with the seed of a pruned one in {panel!r}; as the marks do "
+                "not all have the same seeds, differences are drawn. Add it, or keep the seeds that all marks have"
+            )
+    return known.assign(score=known["score"] - known["unpruned"])
+
+
 def _scorer_looks(scorers: pd.Series) -> dict[Hashable, Look]:
     present = list(dict.fromkeys(scorers))
     known = [scorer for scorer in SCORER_ORDER if scorer in present]
@@ -145,7 +187,8 @@ def _unpruned(axis: Axes, scores: np.ndarray) -> None:
     mean = scores.mean()
     if scores.size > 1:
         deviation = scores.std(ddof=1)
-        axis.axhspan(mean - deviation, mean + deviation, color=FAINT, alpha=0.16, linewidth=0, zorder=0)
+        if deviation > 0:  # of differences to itself it is 0
+            axis.axhspan(mean - deviation, mean + deviation, color=FAINT, alpha=0.16, linewidth=0, zorder=0)
     axis.axhline(mean, color=FAINT, linewidth=1.0, zorder=1)
 
 
@@ -191,7 +234,7 @@ def _controlled(rows: pd.DataFrame) -> list[float]:
 
 
 def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
-    """Mean ± one standard deviation by place `at`; no bar where there is one seed."""
+    """Mean ± one standard deviation by place `at`; no bar where there is one seed, a number where seeds are fewer."""
     if rows.empty:
         return
     by_place = rows.groupby("at")["score"]
@@ -200,6 +243,10 @@ def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
     low, high = (mean - deviation)[known], (mean + deviation)[known]
     axis.vlines(mean.index[known], low, high, color=colour, linewidth=0.8, alpha=0.8, zorder=2)
     axis.plot(mean.index, mean, color=colour, **look)
+    count = by_place.size()
+    for at in count.index[count < rows["most"].iloc[0]]:
+        where = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axis.annotate(str(count[at]), (at, mean[at]), fontsize=5, color=colour, zorder=5, **where)
 
 
 def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> None:
@@ -233,11 +280,17 @@ def _score_legend(runs: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> list[Li
     return handles
 
 
-def _score_note(runs: pd.DataFrame) -> str:
-    sizes = runs.groupby(["panel", "scorer", "sparsity", "control"], observed=True)["seed"].size()
+def _score_note(runs: pd.DataFrame, rows: int, paired: bool) -> str:
+    sizes = runs.groupby([*CELL], observed=True)["seed"].size()
     least, most = int(sizes.min()), int(sizes.max())
     count = f"n\u00a0=\u00a0{most}" if least == most else f"n\u00a0=\u00a0{least} to {most}"
     said = f"Mean ± one standard deviation over seeds, {count}." if most > 1 else "One seed, so no spread."
+    if paired:
+        said += (
+            " Differences to the unpruned run of the same seed; a number: the seeds of a mark that has fewer."
+        )
+    if left := rows - len(runs):
+        said += f" Left out, no unpruned run of the same seed: {_plural(left, 'run')}."
     if (runs["control"] != NO_CONTROL).any():
         said += " Hollow: controls, in the colour of the scorer whose masks (filled) they vary."
     tasks = runs["task"].unique()

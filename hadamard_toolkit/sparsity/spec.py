@@ -15,6 +15,7 @@ KINDS = ("projections", "biases", "vectors", "prefixes", "norms", "gates", "back
 WHEN = ("init", "gradual")
 CONTROLS = (
     "shuffled",
+    "margins",
     "random",
     "uniform",
     "reinitialised",
@@ -35,8 +36,8 @@ class Sparsity:
     warmup_steps: training steps on the same batches before scoring.
     when: `"init"`, or `"gradual"`: by magnitude during training, from `begin` to `end` (shares of the steps of the
         stage that trains the adapter), every `every` steps.
-    control: None, or train a control of this mask in its place: `"shuffled"`, `"random"`, `"uniform"` or
-        `"reinitialised"`; see `controls`.
+    control: None, or train a control of this mask in its place: `"shuffled"`, `"margins"`, `"random"`,
+        `"uniform"` or `"reinitialised"`; see `controls`.
     """
 
     scorer: str

@@ -15,6 +15,7 @@ from scipy.special import gammaln
 
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.studies.margins import margin_chances, margin_moments
 
 if TYPE_CHECKING:
     from hadamard_toolkit.sparsity.masks import Masks
@@ -98,19 +99,42 @@ def density_table(runs: list[MaskRun], *, by: str = "layer") -> pd.DataFrame:
 
 
 def overlap(first: Arrays, second: Arrays, *, level: float = 0.95) -> dict[str, float]:
-    """How much two masks have in common beyond what their densities, tensor by tensor, make inevitable.
+    """How much two masks have in common beyond chance, under two nulls.
 
-    Null: within each tensor both masks are drawn evenly, with as many entries as they keep there. What they share of a
-    tensor of N entries, k and m of them kept, is then hypergeometric, with mean km/N and variance
+    Null of densities: within each tensor both masks are drawn evenly, with as many entries as they keep there. What
+    they share of a tensor of N entries, k and m of them kept, is then hypergeometric, with mean km/N and variance
     km(N − k)(N − m)/(N²(N − 1)), and the sum over tensors is close to normal. Masks by a global threshold concentrate
     in some layers; a null without the tensors takes that for overlap.
 
+    Null of margins: within each tensor each mask keeps its number of entries in every row and in every column as well
+    (`margins.margin_chances`). Masks that share no more than a liking for some units and some hidden coordinates are
+    alike under the first null and not under this one: only what is above the second says that they agree on weights.
+
     Returns `jaccard` J = |A∩B|/|A∪B|; `shared`, the share of the smaller mask that the other keeps too; `expected` J₀
-    under the null (to second order) and `corrected` = (J − J₀)/(1 − J₀), 0 by chance and 1 for identical masks;
-    `low` and `high`, where `corrected` falls under the null with probability `level`; `p`, the probability of as
-    much overlap or more; `naive`, `corrected` with the null of one density for all tensors. `corrected` is NaN where
-    the densities leave no choice.
+    under the null of densities (to second order) and `corrected` = (J − J₀)/(1 − J₀), 0 by chance and 1 for identical
+    masks; `low` and `high`, where `corrected` falls under the null with probability `level`; `p`, the probability of as
+    much overlap or more; the same under the null of margins as `margin_expected`, …, `margin_p`; and `naive`,
+    `corrected` with one density for all tensors. A corrected value is NaN where its null leaves no choice.
+
+    `corrected` is not the share of entries that two masks have in common for a reason. Where this is 0.05, 0.2, 0.5 and
+    0.9, and all else is drawn evenly, it is 0.02, 0.09, 0.29 and 0.79 (densities of 0.02 to 0.4): J counts each entry
+    that is not shared twice. `p` and the interval are about these two masks, given their densities or margins; they say
+    nothing about masks of other tasks or seeds.
+
+    Simulated: size at 0.05, masks that share nothing but their densities: 0.05 under both nulls. Masks that share only
+    which units and coordinates they prefer: 1.00 under densities, 0.05 under margins; power of the latter at a planted
+    share of 0.05: 1.00. `pytest tests/studies/test_margins.py`.
     """
+    return _overlap(first, second, _chances(first), _chances(second), level)
+
+
+def _chances(kept: Arrays) -> Arrays:
+    return {name: margin_chances(mask) for name, mask in kept.items()}
+
+
+def _overlap(
+    first: Arrays, second: Arrays, chances: Arrays, other_chances: Arrays, level: float
+) -> dict[str, float]:
     check_range("level", level, above=0, below=1)
     if set(first) != set(second) or any(first[name].shape != second[name].shape for name in first):
         raise ArgumentError(
@@ -124,30 +148,47 @@ def overlap(first: Arrays, second: Arrays, *, level: float = 0.95) -> dict[str, 
         dtype=float,
     )
     entries, kept, other, both = counts.T
-    found = _corrected(entries, kept, other, both.sum(), level)
-    whole = [part.sum(keepdims=True) for part in (entries, kept, other)]
-    pooled = _corrected(whole[0], whole[1], whole[2], both.sum(), level)
+    seen = {"union": kept.sum() + other.sum(), "both": both.sum(), "level": level}
+    seen |= {"least": np.maximum(kept + other - entries, 0).sum(), "most": np.minimum(kept, other).sum()}
+    found = _beyond(*_hypergeometric(entries, kept, other), **seen)
+    moments = np.array([margin_moments(chances[name], other_chances[name]) for name in first])
+    margins = _beyond(*moments.sum(axis=0), **seen)
+    margins.pop("jaccard")
+    pooled = _hypergeometric(entries.sum(), kept.sum(), other.sum())
     smaller = min(kept.sum(), other.sum())
-    shared = float(both.sum() / smaller) if smaller else math.nan
-    return {**found, "shared": shared, "naive": pooled["corrected"]}
+    return {
+        **found,
+        **{f"margin_{name}": value for name, value in margins.items()},
+        "shared": float(both.sum() / smaller) if smaller else math.nan,
+        "naive": _beyond(*pooled, **seen)["corrected"],
+    }
 
 
-def _corrected(
-    entries: np.ndarray, kept: np.ndarray, other: np.ndarray, both: float, level: float
+def _hypergeometric(entries: Any, kept: Any, other: Any) -> tuple[float, float]:
+    """Mean and variance of what even masks share, summed over tensors."""
+    variance = kept * other * (entries - kept) * (entries - other) / (entries**2 * np.maximum(entries - 1, 1))
+    return float(np.sum(kept * other / entries)), float(np.sum(variance))
+
+
+def _beyond(
+    mean: float,
+    variance: float,
+    *,
+    union: float,
+    both: float,
+    least: float,
+    most: float,
+    level: float,
 ) -> dict[str, float]:
-    mean = float((kept * other / entries).sum())
-    spread = kept * other * (entries - kept) * (entries - other) / (entries**2 * np.maximum(entries - 1, 1))
-    deviation = math.sqrt(float(spread.sum()))
-    union = float(kept.sum() + other.sum())
+    """What `both` shared entries say if `mean` and `variance` are those of chance; `union` counts them twice."""
+    deviation = math.sqrt(variance)
 
     def jaccard(common: float) -> float:
         return common / (union - common) if union > common else math.nan
 
-    least = float(np.maximum(kept + other - entries, 0).sum())
-    most = float(np.minimum(kept, other).sum())
     reach = stats.norm.ppf((1 + level) / 2) * deviation
     ends = [min(max(mean + sign * reach, least), most) for sign in (-1, 1)]
-    expected = jaccard(mean) + union / (union - mean) ** 3 * deviation**2 if union > mean else math.nan
+    expected = jaccard(mean) + union / (union - mean) ** 3 * variance if union > mean else math.nan
     free = deviation > 0 and expected < 1
 
     def correct(value: float) -> float:
@@ -167,11 +208,12 @@ def overlap_table(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
     """`overlap` of every two masks over the same tensors at the same sparsity, without those of controls.
 
     Columns: key_a, key_b and of each side task, scorer and init_seed; adapter, sparsity; `same_task`, `same_scorer`,
-    `same_init`; jaccard, expected, corrected, low, high, p,
-    shared, naive.
+    `same_init`; and all that `overlap` returns.
     """
     rows = []
-    for a, b in itertools.combinations([run for run in runs if run.control == NO_CONTROL], 2):
+    own = [run for run in runs if run.control == NO_CONTROL]
+    chances = [_chances(run.kept) for run in own]
+    for (a, of_a), (b, of_b) in itertools.combinations(zip(own, chances, strict=True), 2):
         if (a.adapter, a.sparsity) != (b.adapter, b.sparsity):
             continue
         sides = {
@@ -185,7 +227,7 @@ def overlap_table(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
             "same_init": a.init_seed == b.init_seed,
         }
         fixed = {"adapter": a.adapter, "sparsity": a.sparsity}
-        rows.append({**sides, **fixed, **same, **overlap(a.kept, b.kept, level=level)})
+        rows.append({**sides, **fixed, **same, **_overlap(a.kept, b.kept, of_a, of_b, level)})
     if not rows:
         raise DataError(
             "no two masks over the same tensors and of the same sparsity; there is nothing to compare"
@@ -201,25 +243,28 @@ def overlap_cells(table: pd.DataFrame) -> pd.DataFrame:
     only against the other cells: the same task from another initialisation, and another task from another one.
 
     `table` is `overlap_table`. Columns: adapter, scorer, sparsity, same_init, same_task, `pairs`, mean `corrected`,
-    `least`, `most`, mean `naive` and `above`, the share of pairs above the interval of chance (2.5 % by chance). All
-    four cells are there; one without pairs has 0 of them and NaN. (The same initialisation and task: masks that differ
-    by their data seed alone.)
+    `least`, `most`, mean `naive` and `above`, the share of pairs above the interval of chance (2.5 % by chance); the
+    same under the null of margins: `margin_corrected`, `margin_least`, `margin_most`, `margin_above`. All four cells
+    are there; one without pairs has 0 of them and NaN. (The same initialisation and task: masks that differ by their
+    data seed alone.) These are ranges over the pairs at hand: pairs share masks, so no interval for other seeds or
+    tasks follows from them.
     """
-    own = table[table["same_scorer"]].assign(above=table["corrected"] > table["high"])
+    own = table[table["same_scorer"]]
     groups = own.groupby(["adapter", "scorer_a", "sparsity"], sort=False)
     rows = []
     for place, part in groups:
         named = dict(zip(("adapter", "scorer", "sparsity"), place, strict=True))
         for init, task in itertools.product((True, False), repeat=2):
             cell = part[(part["same_init"] == init) & (part["same_task"] == task)]
-            values = {
-                "pairs": len(cell),
-                "corrected": cell["corrected"].mean(),
-                "least": cell["corrected"].min(),
-                "most": cell["corrected"].max(),
-                "naive": cell["naive"].mean(),
-                "above": cell["above"].mean() if len(cell) else math.nan,
-            }
+            values = {"pairs": len(cell), "naive": cell["naive"].mean()}
+            for null in ("", "margin_"):
+                found = cell[f"{null}corrected"]
+                values |= {
+                    f"{null}corrected": found.mean(),
+                    f"{null}least": found.min(),
+                    f"{null}most": found.max(),
+                    f"{null}above": (found > cell[f"{null}high"]).mean() if len(cell) else math.nan,
+                }
             rows.append({**named, "same_init": init, "same_task": task, **values})
     return pd.DataFrame(rows)
 

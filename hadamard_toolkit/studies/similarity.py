@@ -185,54 +185,51 @@ def similarity_summary(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFr
     return table.drop(columns=["sd", "seeds_a", "seeds_b"])
 
 
-def similarity_contrast(
-    summary: pd.DataFrame, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
-    """Per cell, are different tasks less alike than one task is to itself? Intervals from resampling *tasks*.
+def similarity_contrast(summary: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Per cell, are different tasks less alike than one task is to itself? Intervals for other *tasks*.
 
     One row per cell and `quantity`: `"between"` (mean over pairs of different tasks), `"within"` (mean reliability),
     `"gap"` (within − between), `"floor"` and `"disattenuated"` (over the pairs where it is defined). Columns: value,
-    low, high, tasks, pairs. Tasks are drawn with replacement and a pair counts as often as both its tasks were drawn
-    together (the vertex bootstrap of Snijders and Borgatti 1999); a task is never paired with its own copy.
+    low, high, tasks (that take part), pairs. As pairs share tasks, the interval is the jackknife's: with θ of n tasks
+    and θ_t of all but t, Student's interval of the n pseudo-values nθ − (n − 1)θ_t (Tukey 1958; Arvesen 1969), about
+    the value itself. Drawing tasks with replacement (the vertex bootstrap) is too narrow with so few.
+
+    Simulated: at 8 tasks whose similarities to others differ, the 95 % interval of `"between"` covers the mean of all
+    tasks in 0.95, at 4 in 0.94 (skewed: 0.81 and 0.84); the vertex bootstrap in 0.87 and 0.78.
+    `pytest tests/studies/test_similarity.py -k simulated`.
     """
     check_range("level", level, above=0, below=1)
     rows = []
     for cell, part in summary.groupby(CELL, sort=False):
-        tasks = sorted({*part["task_a"], *part["task_b"]})
-        place = {task: index for index, task in enumerate(tasks)}
-        generator = np.random.default_rng(seed)
-        weights = generator.multinomial(len(tasks), [1 / len(tasks)] * len(tasks), resamples).astype(float)
-        weights = np.vstack([np.ones(len(tasks)), weights])
-        first = part["task_a"].map(place).to_numpy()
-        second = part["task_b"].map(place).to_numpy()
-        within = first == second
-        times = np.where(within, weights[:, first], weights[:, first] * weights[:, second])
-        values = {
-            "between": _weighted(part["value"].where(~within), times),
-            "within": _weighted(part["value"].where(within), times),
-            "floor": _weighted(part["floor"].where(~within), times),
-            "disattenuated": _weighted(part["disattenuated"].where(~within), times),
+        within = part["task_a"] == part["task_b"]
+        parts = {
+            "between": (part[~within], "value"),
+            "within": (part[within], "value"),
+            "floor": (part[~within], "floor"),
+            "disattenuated": (part[~within], "disattenuated"),
         }
-        values["gap"] = values["within"] - values["between"]
-        for quantity, drawn in values.items():
-            sound = drawn[1:][np.isfinite(drawn[1:])]
-            low, high = (
-                np.quantile(sound, [(1 - level) / 2, (1 + level) / 2]) if sound.size else (np.nan, np.nan)
-            )
-            used = part["disattenuated"].notna() if quantity == "disattenuated" else part["value"].notna()
-            count = int((used & (within if quantity == "within" else ~within)).sum())
+        found = {quantity: _left_out(pairs, column) for quantity, (pairs, column) in parts.items()}
+        found["gap"] = found["within"].sub(found["between"])
+        for quantity, values in found.items():
+            value, without = values.iloc[0], values.iloc[1:].dropna()
+            count = len(without)
+            pseudo = count * value - (count - 1) * without
+            reach = student.ppf((1 + level) / 2, count - 1) * pseudo.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
+            pairs, column = parts.get(quantity, parts["between"])
             named = dict(zip(CELL, cell, strict=True))
-            named |= {"quantity": quantity, "value": drawn[0], "low": low, "high": high}
-            rows.append({**named, "tasks": len(tasks), "pairs": count})
+            named |= {"quantity": quantity, "value": value, "low": value - reach, "high": value + reach}
+            rows.append({**named, "tasks": count, "pairs": int(pairs[column].notna().sum())})
     return pd.DataFrame(rows)
 
 
-def _weighted(values: pd.Series, times: np.ndarray) -> np.ndarray:
-    """The mean of `values` under each row of `times`, missing ones left out; NaN where none has weight."""
-    known = values.notna().to_numpy()
-    total = times[:, known].sum(1)
-    summed = times[:, known] @ values.to_numpy(float)[known]
-    return np.divide(summed, total, out=np.full(len(times), np.nan), where=total > 0)
+def _left_out(pairs: pd.DataFrame, column: str) -> pd.Series:
+    """The mean of `column` over all pairs (index ""), and over those without each task that takes part."""
+    known = pairs.dropna(subset=column)
+    tasks = sorted({*known["task_a"], *known["task_b"]})
+    means = {"": known[column].mean()}
+    for task in tasks:
+        means[task] = known.loc[(known["task_a"] != task) & (known["task_b"] != task), column].mean()
+    return pd.Series(means)
 
 
 def similarity_matrix(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting import WIDTHS, density_by_layer, score_against_sparsity
 
-CONTROLS = ("shuffled", "random", "uniform", "reinitialised")
+CONTROLS = ("shuffled", "margins", "random", "uniform", "reinitialised")
 
 
 def runs(tasks: int = 2, seeds: int = 3, scorers: tuple[str, ...] = ("random", "snip")) -> pd.DataFrame:
@@ -79,17 +79,18 @@ def test_scores_are_means_by_sparsity_with_the_deviation_over_seeds() -> None:
     assert list(random.get_ydata()) == pytest.approx([0.87, 0.83])
     assert np.mean([snip.get_xdata(), random.get_xdata()], axis=0) == pytest.approx([40, 80])
     heights = [value for line in controls for value in line.get_ydata()]
-    assert heights == pytest.approx([0.85, 0.71, 0.71, 0.71, 0.71, 0.61])  # the mask itself comes first
+    assert heights == pytest.approx([0.85, 0.71, 0.71, 0.71, 0.71, 0.71, 0.61])  # the mask itself comes first
     bars = [c for c in panels[0].collections if isinstance(c, LineCollection)]
     lengths = [np.ptp(segment[:, 1]) for bar in bars for segment in bar.get_segments()]
     assert lengths == pytest.approx(
-        [0.02] * 10
-    )  # two scorers at two sparsities, six marks on the right: each 2 × 0.01
+        [0.02] * 11
+    )  # two scorers at two sparsities, seven marks on the right: each 2 × 0.01
     assert legend(figure) == [
         "snip",
         "random",
         "unpruned",
         "shuffled",
+        "shuffled within margins",
         "random per tensor",
         "random overall",
         "re-initialised",
@@ -105,7 +106,7 @@ def test_controls_are_hollow_and_stand_behind_their_mask_in_its_colour() -> None
     assert {line.get_markerfacecolor() for line in controls} == {"white"}
     *of_snip, dense = (to_hex(line.get_markeredgecolor()) for line in controls)
     assert set(of_snip) == {to_hex(snip.get_color())} != {dense}
-    assert len({line.get_marker() for line in controls}) == 5
+    assert len({line.get_marker() for line in controls}) == 6
     places = [line.get_xdata()[0] for line in (mask, *controls)]
     assert places == sorted(set(places)), "none covers another"
     assert places[0] > 85
@@ -137,6 +138,53 @@ def test_one_seed_claims_no_spread_and_unequal_numbers_are_stated() -> None:
     assert not shown_panels(figure)[0].patches, "no band for one unpruned run"
     lacking = runs().drop(index=runs().query("scorer == 'random' and seed == 2").index)
     assert "n = 2 to 3" in texts(score_against_sparsity(lacking))
+
+
+def unequal() -> pd.DataFrame:
+    """A loss of 0.020 at each sparsity; seeds differ by more, and the two sparsities have other ones."""
+    of_seed = {0: 0.80, 1: 0.85, 2: 0.90}
+    rows = [("dense", 0.0, seed, score) for seed, score in of_seed.items()]
+    rows += [("snip", 0.4, seed, of_seed[seed] - 0.020) for seed in (1, 2)]
+    rows += [("snip", 0.8, seed, of_seed[seed] - 0.020) for seed in (0, 1, 2)]
+    return pd.DataFrame(rows, columns=["scorer", "sparsity", "seed", "score"]).assign(
+        task="task", control="none"
+    )
+
+
+def test_simulated_losses_are_drawn_as_planted_where_sparsities_have_other_seeds() -> None:
+    table = unequal()
+    means = table.groupby("sparsity")["score"].mean()
+    assert (means - means[0.0]).tolist() == pytest.approx([0, 0.005, -0.020]), (
+        "what means of scores would show"
+    )
+    figure = score_against_sparsity(table, metric="Accuracy")
+    [axis] = shown_panels(figure)
+    assert axis.get_ylabel() == "Accuracy − unpruned"
+    assert list(axis.lines[0].get_ydata()) == [0, 0]
+    [snip] = curves(axis)
+    assert list(snip.get_ydata()) == pytest.approx([-0.020, -0.020])
+    assert [text.get_text() for text in axis.texts] == ["2"], "the mark with fewer seeds says so"
+    assert axis.texts[0].xy == pytest.approx((40, -0.020))
+    assert "Differences to the unpruned run of the same seed" in texts(figure)
+    assert "Left out" not in texts(figure)
+
+
+def test_equal_seeds_need_no_differences() -> None:
+    figure = score_against_sparsity(runs())
+    assert "Differences" not in texts(figure)
+    assert not any(axis.texts for axis in shown_panels(figure))
+    equal = unequal().query("seed != 0")
+    assert shown_panels(score_against_sparsity(equal))[0].get_ylabel() == "Score"
+
+
+def test_runs_of_seeds_without_an_unpruned_run_are_left_out_and_counted() -> None:
+    lacking = unequal().query("not (sparsity == 0 and seed == 2)")
+    figure = score_against_sparsity(lacking)
+    assert "Left out, no unpruned run of the same seed: 2 runs." in texts(figure)
+    [snip] = curves(shown_panels(figure)[0])
+    assert list(snip.get_ydata()) == pytest.approx([-0.020, -0.020])
+    with pytest.raises(ArgumentError, match=r"no unpruned run .* in 'task'"):
+        score_against_sparsity(unequal().query("sparsity > 0"))
 
 
 def test_adapters_have_their_own_panels_and_controls_may_be_absent() -> None:

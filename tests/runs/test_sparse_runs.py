@@ -109,7 +109,7 @@ def test_seeds_of_weights_and_data_are_free_of_each_other(make_spec: MakeSpec) -
     assert other_data.provenance["sha256"] != one.provenance["sha256"]
 
 
-@pytest.mark.parametrize("control", ["shuffled", "random", "uniform", "reinitialised"])
+@pytest.mark.parametrize("control", ["shuffled", "margins", "random", "uniform", "reinitialised"])
 @pytest.mark.filterwarnings("ignore:nothing stays")
 def test_controls_run_like_any_other_spec(make_spec: MakeSpec, control: str, tmp_path: Path) -> None:
     plain = run(make_spec(adapter=ADAPTER, sparsity=SNIP)).attachment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -25,9 +27,9 @@ def made(adapter: Adapter | None = None) -> ht.Masks:
 def test_what_each_control_keeps_and_changes() -> None:
     masks = made()
     found = ht.controls(masks, seed=1)
-    assert list(found) == ["shuffled", "random", "uniform", "reinitialised", "dense"]
+    assert list(found) == ["shuffled", "margins", "random", "uniform", "reinitialised", "dense"]
     densities = masks.table()["density"]
-    for name in ("shuffled", "random"):
+    for name in ("shuffled", "margins", "random"):
         assert found[name].table()["density"].equals(densities), "tensor by tensor"
         assert not torch.equal(flat(found[name]), flat(masks))
         assert found[name].init_seed == masks.init_seed
@@ -38,14 +40,66 @@ def test_what_each_control_keeps_and_changes() -> None:
     assert densities.std() > 0.05 > uniform["density"].std()
     assert torch.equal(flat(found["reinitialised"]), flat(masks))
     assert found["reinitialised"].init_seed != masks.init_seed
-    for name in ("shuffled", "random", "uniform", "reinitialised"):
+    for name in ("shuffled", "margins", "random", "uniform", "reinitialised"):
         assert (found[name].provenance["control"], found[name].provenance["control_seed"]) == (name, 1)
     assert torch.equal(flat(masks), flat(ht.Masks.of(masks.attachment))), "the masks stay at work"
 
 
+def drawn_mask(*shape: int) -> torch.Tensor:
+    """Rows and columns that are kept more and less often."""
+    noise = torch.Generator().manual_seed(4)
+    rows, columns = (
+        torch.randn(shape[0], 1, generator=noise),
+        torch.randn(shape[1:], generator=noise).flatten(),
+    )
+    favour = (rows + columns - 1).sigmoid()
+    return (torch.rand(favour.shape, generator=noise) < favour).reshape(shape)
+
+
+def test_within_its_margins_a_mask_keeps_its_rows_and_columns_and_no_single_weight() -> None:
+    kept = {
+        "tall": drawn_mask(60, 12),
+        "wide": drawn_mask(12, 60),
+        "deep": drawn_mask(6, 8, 5),
+        "vector": drawn_mask(1, 50)[0],
+        "row": drawn_mask(1, 20),
+        "none": torch.zeros(4, 5, dtype=torch.bool),
+    }
+    masks = ht.Masks(kept, dict.fromkeys(kept), {"init_seed": 0})  # type: ignore[arg-type]
+    others = [control(masks, "margins", seed).kept for seed in range(200)]
+    for name, mask in kept.items():
+        for other in others[:10]:
+            assert other[name].dtype == torch.bool
+            assert other[name].sum() == mask.sum()
+            if mask.ndim > 1:
+                assert torch.equal(other[name].flatten(1).sum(0), mask.flatten(1).sum(0)), name
+                assert torch.equal(other[name].flatten(1).sum(1), mask.flatten(1).sum(1)), name
+    for name in ("tall", "wide", "deep", "vector"):
+        shared = torch.stack([(other[name] & kept[name]).sum() for other in others]).float()
+        apart = torch.stack([(a[name] & b[name]).sum() for a, b in itertools.pairwise(others)]).float()
+        assert shared.mean() < 0.9 * kept[name].sum(), "its own pattern is gone:"
+        assert abs(shared.mean() - apart.mean()) < 4 * (shared.std() + apart.std()) / 200**0.5, (
+            "no more alike to the mask than the shuffled ones are to each other"
+        )
+    for name in ("row", "none"):  # the margins leave no choice
+        assert torch.equal(others[0][name], kept[name])
+
+
+def test_of_all_masks_with_the_same_margins_each_is_as_likely() -> None:
+    """Six masks of three rows and columns have two entries in each."""
+    kept = {"w": ~torch.eye(3, dtype=torch.bool)}
+    masks = ht.Masks(kept, dict.fromkeys(kept), {"init_seed": 0})  # type: ignore[arg-type]
+    seen = [tuple(control(masks, "margins", seed).kept["w"].flatten().tolist()) for seed in range(600)]
+    counts = torch.tensor([seen.count(one) for one in set(seen)]).float()
+    assert len(counts) == 6
+    assert (
+        (counts - 100) ** 2 / 100
+    ).sum() < 15.1  # the 99 % quantile of chi-squared with 5 degrees of freedom
+
+
 def test_controls_are_seeded() -> None:
     masks = made()
-    for name in ("shuffled", "random", "uniform"):
+    for name in ("shuffled", "margins", "random", "uniform"):
         assert torch.equal(flat(control(masks, name, 1)), flat(control(masks, name, 1)))
         assert not torch.equal(flat(control(masks, name, 1)), flat(control(masks, name, 2)))
     assert control(masks, "reinitialised", 1).init_seed != control(masks, "reinitialised", 2).init_seed

@@ -48,11 +48,11 @@ def shifts(change: float, *, noise: float = 0.1, seeds: int = 2, seed: int = 0) 
 
 
 def test_a_planted_shift_is_found_where_it_is() -> None:
-    table = norm_shift(shifts(0.5)).set_index("layer")
+    table = norm_shift(shifts(0.5, seeds=3)).set_index("layer")
     assert 0.4 < table.loc[1, "low"] < table.loc[1, "high"] < 0.6
     assert table.loc[0, "low"] < 0 < table.loc[0, "high"]
     assert table.loc[1, "percent"] == pytest.approx(10, abs=2)
-    assert table[["n_examples", "n_seeds"]].values.tolist() == [[EXAMPLES, 2]] * 2
+    assert table[["n_examples", "n_seeds"]].values.tolist() == [[EXAMPLES, 3]] * 2
 
 
 def test_no_training_is_no_shift_at_all() -> None:
@@ -68,6 +68,51 @@ def test_noise_is_called_a_shift_no_more_often_than_the_level_says() -> None:
         for _, row in norm_shift(shifts(0, seed=seed, seeds=1), draws=400).iterrows()
     ]
     assert np.mean(wrong) < 0.09
+
+
+def crossed(
+    seeds: int, apart: float, replicates: int, *, change: float = 0.0, examples: int = EXAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """One replicate per layer: the change of a seed differs from the next by `apart` of the spread between examples."""
+    generator = np.random.default_rng([seeds, round(100 * apart), seed])
+    parts = []
+    for layer in range(replicates):
+        of_seed, of_example, own = (
+            generator.normal(size=shape) for shape in ((seeds, 1), (1, examples), (seeds, examples))
+        )
+        changes = change + apart * of_seed + of_example + 0.3 * own
+        run, example = (axis.ravel() for axis in np.indices(changes.shape))
+        told = {"layer": layer, "seed": run, "example": example, "before": 5.0, "after": 5 + changes.ravel()}
+        parts.append(pd.DataFrame(told))
+    return pd.concat(parts, ignore_index=True).assign(task="t", method="m")
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("apart", [0.0, 0.5, 1.0])
+def test_simulated_seeds_that_differ_are_no_shift(seeds: int, apart: float) -> None:
+    table = norm_shift(crossed(seeds, apart, 300), draws=20)
+    star = (table["low"] > 0) | (table["high"] < 0)
+    assert star.mean() <= 0.07
+    assert set(table["holds_for"]) == {"other seeds and examples"}
+
+
+def test_simulated_shifts_are_covered_and_found_with_three_seeds() -> None:
+    table = norm_shift(crossed(3, 0.5, 300, change=3.0), draws=20)
+    assert ((table["low"] <= 3) & (table["high"] >= 3)).mean() >= 0.93
+    assert (table["low"] > 0).mean() >= 0.95
+
+
+def test_the_claim_for_these_models_alone_is_beside_it() -> None:
+    """Seeds by themselves: each was shifted, though other seeds might not be."""
+    table = norm_shift(crossed(2, 1.0, 200, seed=3), draws=300)
+    narrow = table["here_high"] - table["here_low"]
+    assert (narrow < 0.5 * (table["high"] - table["low"])).mean() > 0.9
+    means = crossed(2, 1.0, 200, seed=3).groupby("layer")["after"].mean() - 5
+    np.testing.assert_allclose(table["difference"], means)
+    assert (table["here_low"] <= table["difference"]).all()
+    alone = norm_shift(shifts(0.5, seeds=1))
+    assert set(alone["holds_for"]) == {"this seed, other examples"}
+    assert alone[["low", "high"]].equals(alone[["here_low", "here_high"]].set_axis(["low", "high"], axis=1))
 
 
 def test_seeds_must_share_their_examples() -> None:
