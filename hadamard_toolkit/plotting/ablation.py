@@ -22,7 +22,7 @@ def ablation_grid(table: pd.DataFrame, *, venue: str = "neurips", metric: str = 
     Table: that of `studies.ablation.ablation_table`. A panel per task, eight columns each; below them a filled dot
     for every part that trains. The dashed line is the mean of the empty subset. A cell without runs stays empty.
     """
-    require(table, "task", "seed", "cell", "score", numbers=("score",))
+    table = require(table, "task", "seed", "cell", "score", numbers=("score",))
     tasks = list(table["task"].unique())
     names = [cell_name(*cell) for cell in CELLS]
     with style():

@@ -25,11 +25,11 @@ def attention_norms(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     """Norm of the self-attention outputs by layer, before and after training, and the paired change with its interval.
 
     Table: that of `studies.attention_shift.norm_shift`, at most eight tasks. A column per `method`. Above, mean
-    `before` (dashed) and `after` (solid) by task; below, `difference` with `low` to `high`, tasks side by side; the note says
-    what these intervals hold for.
+    `before` (dashed) and `after` (solid) by task; below, `difference` with `low` to `high`, tasks side by side; the
+    note says what these intervals hold for.
     """
     numbers = ("layer", "before", "after", "difference", "low", "high", "n_examples", "n_seeds")
-    require(table, "task", "method", *numbers, numbers=numbers)
+    table = require(table, "task", "method", *numbers, numbers=numbers)
     methods, tasks = list(table["method"].unique()), list(table["task"].unique())
     with style():
         figure = new_figure(venue)
@@ -69,7 +69,9 @@ def fit_comparison(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     over quadratic, with `gain_low` to `gain_high`, tasks side by side.
     """
     numbers = ("layer", "r2", "n_examples", "n_seeds")
-    require(table, "task", "method", "fit", *numbers, "gain", "gain_low", "gain_high", numbers=numbers)
+    table = require(
+        table, "task", "method", "fit", *numbers, "gain", "gain_low", "gain_high", numbers=numbers
+    )
     if unknown := set(table["fit"]) - set(FITS):
         raise ArgumentError(
             f"table['fit'] holds {', '.join(map(repr, sorted(unknown)))}; known are {', '.join(FITS)}"

@@ -1,6 +1,7 @@
 """Write a figure for a paper: vector PDF, 300 dpi PNG, and a JSON that says where its numbers come from.
 
-The same table gives the same bytes: no dates, no paths, no commit (the table's hash identifies the data).
+The same table gives the same bytes: no dates, no paths, no commit (the table's hash identifies the data). Tables are
+rounded before they are drawn and before they are hashed, as other processors add up in another order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -27,6 +29,7 @@ from hadamard_toolkit.plotting.style import INK, style
 from hadamard_toolkit.runs.environment import toolkit_version
 
 SMOKE = "smoke"
+DIGITS = 9  # significant ones; a sum in another order differs at the sixteenth
 INLINE_ROWS = 200  # a table of at most so many rows is stored whole in the JSON
 STRIP = 0.13  # inches that the smoke mark adds above the figure
 
@@ -37,6 +40,15 @@ class Saved(NamedTuple):
     pdf: Path
     png: Path
     json: Path
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its floats at nine significant digits, which all processors agree on."""
+    found = table.copy()
+    for name in table.select_dtypes([np.float32, np.float64]).columns:
+        # by way of text: the power of ten of a number is not left to the processor's logarithm
+        found[name] = [float(f"{value:.{DIGITS}g}") for value in table[name].to_numpy(float)]
+    return found
 
 
 def table_hash(table: pd.DataFrame) -> str:
@@ -56,8 +68,9 @@ def save(
 ) -> Saved:
     """Write `figure` as `<name>.pdf`, `<name>.png` and `<name>.json` and return the three paths.
 
-    `table` is what the figure shows; its hash, columns and (when small) rows go into the JSON, its hash and the
-    profile into the PDF's and PNG's own metadata. `caption` and `notes` (JSON values: seeds, run keys, …) too.
+    `table` is what the figure shows, and is `rounded` here as it was for drawing; its hash, columns and (when small)
+    rows go into the JSON, its hash and the profile into the PDF's and PNG's own metadata. `caption` and `notes` (JSON
+    values: seeds, run keys, …) too.
     `profile` defaults to `$HADAMARD_PROFILE`, else `smoke`. A smoke figure carries a mark in its corner.
 
     `folder` defaults to `$HADAMARD_FIGURES`, else `figures`. A relative one starts at the root of the checkout when the
@@ -70,7 +83,7 @@ def save(
     files = Saved(*(target / f"{name}.{ending}" for ending in ("pdf", "png", "json")))
     refuse_smoke(files.json, profile)
 
-    record = _provenance(name, table, profile, caption, notes)
+    record = _provenance(name, rounded(table), profile, caption, notes)
     known = f"profile={profile} table_sha256={record['table']['sha256']}"
     creator = f"hadamard_toolkit {record['versions']['hadamard_toolkit']}"
     titled = {"Title": name, **({"Subject": caption} if caption else {})}

@@ -43,7 +43,7 @@ def importance_by_layer(table: pd.DataFrame, *, value: str = "rms", venue: str =
     Table: `task`, `seed`, `layer`, `vector` and `value`'s column, as `studies.layers.layer_importance` gives it; rows
     of the vector `"both"` are not drawn. Mark: mean over seeds; line: least to most seed. At most eight tasks.
     """
-    require(table, "task", "seed", "layer", "vector", value, numbers=("layer", value))
+    table = require(table, "task", "seed", "layer", "vector", value, numbers=("layer", value))
     shown = [vector for vector in VECTOR_TITLES if (table["vector"] == vector).any()]
     if not shown:
         raise ArgumentError(f"table['vector'] holds none of {list(VECTOR_TITLES)}; there is nothing to draw")
@@ -98,9 +98,13 @@ def score_by_layers_kept(
     middle 90 % of the subsets of that size, the thin line is their median. The dashed line across is the score of all
     layers.
     """
-    require(curves, "task", "seed", "rule", "size", "score", "full", numbers=("size", "score", "full"))
+    curves = require(
+        curves, "task", "seed", "rule", "size", "score", "full", numbers=("size", "score", "full")
+    )
     if band is not None:
-        require(band, "task", "size", "low", "middle", "high", numbers=("size", "low", "middle", "high"))
+        band = require(
+            band, "task", "size", "low", "middle", "high", numbers=("size", "low", "middle", "high")
+        )
     rules = list(dict.fromkeys(curves["rule"]))
     known = [rule for rule in RULE_ORDER if rule in rules]
     everything = looks((*RULE_ORDER, *(rule for rule in rules if rule not in RULE_ORDER)))
@@ -139,7 +143,9 @@ def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Fi
     Table: `task`, `layer`, `share` (0..1), `size` (layers kept), `n_runs`, as `studies.layers.kept_share` gives it. The
     mean over tasks is set apart below.
     """
-    require(table, "task", "layer", "share", "size", "n_runs", numbers=("layer", "share", "size", "n_runs"))
+    table = require(
+        table, "task", "layer", "share", "size", "n_runs", numbers=("layer", "share", "size", "n_runs")
+    )
     if ((table["share"] < 0) | (table["share"] > 1)).any():
         raise ArgumentError("table['share'] holds values outside 0..1; it is a share of runs")
     tasks = list(dict.fromkeys(table["task"]))

@@ -24,7 +24,7 @@ def score_against_rows(table: pd.DataFrame, *, venue: str = "neurips", metric: s
     and ± one standard deviation as a bar at each K; with one seed there is none, and the note says so. Methods are set
     a little apart, so that they do not cover each other; the ticks stand at K itself.
     """
-    require(table, "task", "method", "rows", "seed", "score", numbers=("rows", "score"))
+    table = require(table, "task", "method", "rows", "seed", "score", numbers=("rows", "score"))
     _check(table)
     with style():
         figure, panels, height = _panels(table["task"], venue, height=2.0)

@@ -31,7 +31,7 @@ def overlap_matrices(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     each tensor keeps. Cells without pairs are blank; a scorer with itself on the same initialisation and task would be
     one mask, unless its data differed.
     """
-    require(table, "scorer_a", "scorer_b", "same_init", "same_task", "corrected")
+    table = require(table, "scorer_a", "scorer_b", "same_init", "same_task", "corrected")
     for column in ("adapter", "sparsity"):
         if column in table.columns and table[column].nunique() > 1:
             raise ArgumentError(f"table[{column!r}] holds {sorted(set(table[column]))}; keep one")
@@ -69,7 +69,7 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     adapter and sparsity of `overlap_cells`). Drawn: mean (mark) and range (line); cells without pairs are left out and
     named in the note. What overlaps across tasks on the same initialisation, and not on another, is the initialisation.
     """
-    require(
+    table = require(
         table, "scorer", "same_init", "same_task", "pairs", "corrected", "least", "most", numbers=("pairs",)
     )
     if table.duplicated(["scorer", "same_init", "same_task"]).any():

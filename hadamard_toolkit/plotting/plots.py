@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting.export import rounded
 from hadamard_toolkit.plotting.style import FAINT, GRID, Look, frame, looks, new_figure, style
 
 IDENTITY = {"weight": 1.0, "bias": 0.0}
@@ -21,8 +22,8 @@ EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
 VECTOR_TITLES = {"weight": "Weight, learned W − 1", "bias": "Bias, learned b"}
 
 
-def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> None:
-    """Raise `ArgumentError` unless `table` has rows, the `columns`, and finite `numbers` among them."""
+def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """The table as it is drawn (`rounded`); `ArgumentError` unless it has rows, the `columns` and finite `numbers`."""
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ArgumentError(
@@ -37,6 +38,7 @@ def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> 
             raise ArgumentError(
                 f"table[{column!r}] holds missing or infinite values; drop or explain them first"
             )
+    return rounded(table)
 
 
 def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
@@ -47,7 +49,7 @@ def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     `seed`, are pooled and counted. Drawn per layer and task: median (mark), middle 50 % (bar) and middle 90 % (line) of
     the coordinates. The outer 10 % is left out: a few outlier coordinates would flatten all else. At most eight tasks.
     """
-    require(table, "task", "layer", "vector", "value", numbers=("layer", "value"))
+    table = require(table, "task", "layer", "vector", "value", numbers=("layer", "value"))
     unknown = set(table["vector"]) - set(IDENTITY)
     if unknown:
         raise ArgumentError(f"table['vector'] holds {sorted(unknown)}; allowed are {sorted(IDENTITY)}")
@@ -87,7 +89,7 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
     appear for a method; a dotted line marks where the next begins.
     """
     columns = ("method", "task", "seed", "stage", "epoch", "split", "metric", "value")
-    require(table, *columns, numbers=("epoch", "value"))
+    table = require(table, *columns, numbers=("epoch", "value"))
     part = table[table["split"] == split]
     if part.empty:
         raise ArgumentError(
@@ -131,7 +133,7 @@ def score_by_method(table: pd.DataFrame, *, venue: str = "neurips", metric: str 
     Table: `task`, `method`, `seed`, `score`, one row per run. Methods keep the order of the table, the first on top.
     With one seed no spread is drawn, and the note says so.
     """
-    require(table, "task", "method", "seed", "score", numbers=("score",))
+    table = require(table, "task", "method", "seed", "score", numbers=("score",))
     repeated = table.duplicated(["task", "method", "seed"])
     if repeated.any():
         first = table.loc[repeated, ["task", "method", "seed"]].iloc[0].to_dict()

@@ -34,7 +34,9 @@ def pruned_layers(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     with its interval.
     """
     numbers = ("layer", "importance", "value", "full", "difference", "n")
-    require(table, "task", "site", "kept", "metric", "split", "low", "high", *numbers, numbers=numbers)
+    table = require(
+        table, "task", "site", "kept", "metric", "split", "low", "high", *numbers, numbers=numbers
+    )
     tasks, sites = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["site"]))
     scores = table.drop_duplicates("task").set_index("task")
     per_task = ["metric", "split", "value", "full", "difference", "n"]

@@ -29,7 +29,9 @@ def sharing_tradeoff(
     `reference`, mean over tasks with its interval where one exists, a faint mark for each task; lines at 1, at the
     mean of `floor`, and (dotted) at the goal of 98 %. Controls have hollow marks.
     """
-    require(summary, "percent", "share", "share_low", "share_high", "tasks", numbers=("percent", "share"))
+    summary = require(
+        summary, "percent", "share", "share_low", "share_high", "tasks", numbers=("percent", "share")
+    )
     for name in (reference, floor):
         check_choice("scheme", name, list(summary.index))
     order = summary.sort_values("percent", ascending=False, kind="stable")

@@ -44,7 +44,7 @@ def similarity_matrices(
     table. The diagonal, framed, is the ceiling; the note states the largest `floor_high`, which permuted coordinates
     reach. Pairs that are missing stay blank.
     """
-    require(table, "task_a", "task_b", "vector", value, "floor_high", numbers=("floor_high",))
+    table = require(table, "task_a", "task_b", "vector", value, "floor_high", numbers=("floor_high",))
     if (twice := table.duplicated(["task_a", "task_b", "vector"])).any():
         first = table.loc[twice, ["task_a", "task_b", "vector"]].iloc[0].to_dict()
         raise ArgumentError(f"table has more than one row for {first}; keep one layer, measure and `removed`")
@@ -85,7 +85,7 @@ def similarity_by_layer(table: pd.DataFrame, *, venue: str = "neurips", measure:
     Table: `vector`, `layer` (from 0), `quantity` (`"within"`, the ceiling, `"between"`, `"floor"`), `value`, `low`,
     `high`: rows of `similarity_contrast` for one measure and `removed`. Lines are values, bands their intervals.
     """
-    require(table, "vector", "layer", "quantity", "value", "low", "high", numbers=("layer", "value"))
+    table = require(table, "vector", "layer", "quantity", "value", "low", "high", numbers=("layer", "value"))
     shown = table[table["quantity"].isin(QUANTITIES) & (table["layer"] >= 0)]
     if shown.duplicated(["vector", "layer", "quantity"]).any() or shown.empty:
         raise ArgumentError(
@@ -129,7 +129,7 @@ def transplant_gains(table: pd.DataFrame, *, venue: str = "neurips", metric: str
     measured model. Drawn: the score minus that of the bare backbone (`"none"`) with the same head, mean over seeds if
     there are several; each source a small mark, their mean a bar.
     """
-    require(table, "task", "kind", "head", "score", numbers=("score",))
+    table = require(table, "task", "kind", "head", "score", numbers=("score",))
     bare = table[table["kind"] == "none"].groupby(["task", "head"])["score"].mean()
     if lacking := set(zip(table["task"], table["head"], strict=True)) - set(bare.index):
         raise ArgumentError(f"table has no row of kind 'none' for {sorted(lacking)}; gains are over it")

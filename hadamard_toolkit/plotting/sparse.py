@@ -61,7 +61,7 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
     Simulated: a loss of 0.020 at 40 and 80 % with other seeds at each is drawn as −0.020 at both, where means of scores
     showed +0.005 and −0.020. `pytest tests/plotting/test_sparse.py -k seeds`.
     """
-    require(table, "task", "scorer", "sparsity", "seed", "score", numbers=("sparsity", "score"))
+    table = require(table, "task", "scorer", "sparsity", "seed", "score", numbers=("sparsity", "score"))
     runs = _checked_runs(table)
     paired = not _same_seeds(runs)
     if paired:
@@ -91,7 +91,9 @@ def density_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     or sites, are added up. Optional `seed`: the line is then the mean, a band reaches from the least to the most. A
     line across marks the share kept overall, which all masks of a panel must have, to one entry.
     """
-    require(table, "adapter", "scorer", "layer", "entries", "kept", numbers=("layer", "entries", "kept"))
+    table = require(
+        table, "adapter", "scorer", "layer", "entries", "kept", numbers=("layer", "entries", "kept")
+    )
     if (bad := (table["kept"] < 0) | (table["kept"] > table["entries"]) | (table["entries"] <= 0)).any():
         first = table.loc[bad, ["entries", "kept"]].iloc[0].to_dict()
         raise ArgumentError(f"table holds {first}; 0 <= kept <= entries and entries > 0 are needed")

@@ -39,7 +39,7 @@ def score_against_parameters(table: pd.DataFrame, *, venue: str = "neurips", met
     spread, and the note says so). A method that trains the head alone has no place on a log axis: it is a
     horizontal line. The grey staircase is the best mean score that so many parameters, or fewer, reached.
     """
-    require(table, "method", "family", "seed", "parameters", "score", numbers=("parameters", "score"))
+    table = require(table, "method", "family", "seed", "parameters", "score", numbers=("parameters", "score"))
     means = _means(table)
     lines, points = means[means["parameters"] == 0], means[means["parameters"] > 0]
     if points.empty:

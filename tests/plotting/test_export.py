@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from pypdf import PdfReader
 from hadamard_toolkit import paths
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting import WIDTHS, export, save, score_by_method, table_hash
+from hadamard_toolkit.plotting.export import rounded
 
 TABLE = pd.DataFrame(
     {
@@ -36,6 +38,44 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, profile: str) -> No
     first, second = saved(tmp_path / "a", profile), saved(tmp_path / "b", profile)
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.suffix
+
+
+def test_the_last_digits_of_a_sum_change_no_byte(tmp_path: Path) -> None:
+    """Another processor adds up in another order."""
+    generator = np.random.default_rng(0)
+    exact = pd.concat([TABLE.assign(task=f"task {place}") for place in range(4)], ignore_index=True)
+    exact = exact.assign(score=generator.uniform(0.3, 0.9, len(exact)))
+    other = exact.assign(score=exact["score"] * (1 + generator.choice([-1, 1], len(exact)) * 1e-13))
+    assert table_hash(exact) != table_hash(other)
+    sets = [
+        save(score_by_method(table), "scores", table=table, folder=tmp_path / name, profile="paper")
+        for name, table in (("a", exact), ("b", other))
+    ]
+    for one, two in zip(*sets, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.suffix
+    record = json.loads(sets[0].json.read_text())["table"]
+    assert record["sha256"] == table_hash(rounded(exact))
+    assert record["records"][0]["score"] == pytest.approx(exact["score"][0], rel=1e-9)
+
+
+def test_tables_are_rounded_at_nine_significant_digits() -> None:
+    table = pd.DataFrame(
+        {
+            "small": np.array([1.23456789012e-8, np.nan], np.float32),
+            "large": [123456789012.0, -0.0123456789012],
+            "count": [1234567890123, 2],
+            "name": ["a", "b"],
+        },
+        index=[4, 7],
+    )
+    found = rounded(table)
+    assert found["large"].tolist() == [123456789000.0, -0.0123456789]
+    assert found["small"].tolist() == pytest.approx([1.23456789e-8, np.nan], nan_ok=True, rel=1e-7)
+    assert found["count"].equals(table["count"])
+    assert found["name"].equals(table["name"])
+    assert found.index.equals(table.index)
+    assert table["large"][4] == 123456789012.0, "the table itself stays"
+    pd.testing.assert_frame_equal(rounded(found), found)
 
 
 def test_saving_one_figure_twice_changes_neither_file_nor_figure(tmp_path: Path) -> None:

@@ -258,6 +258,112 @@ def test_mantel_finds_a_common_order_and_counts_its_permutations() -> None:
     assert two_sided["p"].item() < 0.01 < 0.9 < mantel(square(truth), square(-noisy))["p"].item()
 
 
+def tasks_in_layers(
+    replicates: int, *, kinship: float, tasks: int = 8, seeds: int = 2, width: int = 256, seed: int = 0
+) -> pd.DataFrame:
+    """One replicate per layer: all tasks share a direction, and the halves of them `kinship` more, in W as in b.
+
+    Some tasks are noisier than others, and so in both vectors: their runs have reliabilities from 0.3 to 0.9.
+    """
+    generator = np.random.default_rng([8, seed])
+    shape = (replicates, 2, width)
+    common = generator.normal(size=shape)
+    halves = [generator.normal(size=shape) for _ in range(2)]
+    reliability = generator.uniform(0.3, 0.9, size=(tasks, replicates, 1, 1))
+    runs = {}
+    for task in range(tasks):
+        own = generator.normal(size=shape)
+        truth = np.sqrt(0.7 - kinship) * common + np.sqrt(kinship) * halves[task % 2] + np.sqrt(0.3) * own
+        for s in range(seeds):
+            noise = np.sqrt(1 / reliability[task] - 1) * generator.normal(size=shape)
+            runs[f"task {task}", s] = 0.02 * (truth + noise)
+    return table(runs)
+
+
+def mantel_tests(vectors: pd.DataFrame, value: str) -> np.ndarray:
+    """p of W with b in every layer, without tasks that have no similarity free of noise."""
+    summary = similarity_summary(vector_similarity(vectors, outliers=0, permutations=19))
+    found = []
+    for layer, part in summary[summary["measure"] == "cosine"].groupby("layer"):
+        if layer == ALL_LAYERS:
+            continue
+        both = [similarity_matrix(part, vector=v, layer=layer, value=value) for v in ("weight", "bias")]
+        known = [name for name in both[0].index if all(np.isfinite(m.loc[name, name]) for m in both)]
+        if value == "value":  # by hand what is refused: as if there were no noise
+            both = [m.mask(np.eye(len(m), dtype=bool), 1.0) for m in both]
+        one, other = (m.loc[known, known] for m in both)
+        found.append(mantel(one, other, permutations=199, seed=int(layer))["p"].item())
+    return np.array(found)
+
+
+def test_simulated_noise_is_no_kinship_once_it_is_taken_out() -> None:
+    vectors = tasks_in_layers(100, kinship=0.0)
+    assert (mantel_tests(vectors, "value") <= 0.05).mean() > 0.8, "noise alone orders the pairs alike"
+    assert (mantel_tests(vectors, "disattenuated") <= 0.05).mean() <= 0.07
+    summary = similarity_summary(vector_similarity(vectors.query("layer == 0"), outliers=0, permutations=19))
+    raw = [similarity_matrix(summary, vector=vector, removed=0) for vector in ("weight", "bias")]
+    with pytest.raises(ArgumentError, match=r"first has 0\.\d+ to 0\.\d+ on its diagonal.*disattenuated"):
+        mantel(*raw)
+
+
+def test_simulated_kinship_is_found() -> None:
+    vectors = tasks_in_layers(40, kinship=0.2)
+    assert (mantel_tests(vectors, "disattenuated") <= 0.05).mean() >= 0.8
+
+
+def test_mantel_states_the_least_p_that_it_could_give() -> None:
+    generator = np.random.default_rng(9)
+    for kind, count, floor in ((3, 8, 1 / 56), (3, 6, 1 / 20), (2, 5, 1 / 10)):
+        design = np.zeros((count, count))
+        design[:kind, :kind] = 1
+        np.fill_diagonal(design, 1)
+        best = square(design + 1e-3 * distances(generator, count) * (1 - np.eye(count)))
+        found = mantel(best, square(design))
+        assert found["p_floor"].item() == pytest.approx(floor)
+        assert found["p"].item() == pytest.approx(floor, rel=0.25 if count > 7 else 1e-9)
+    free = mantel(square(distances(generator, 9)), square(distances(generator, 9)), permutations=199)
+    assert free["p_floor"].item() == 1 / 200
+
+
+def similar_tasks(generator: np.random.Generator, tasks: int, replicates: int) -> pd.DataFrame:
+    """A summary of `replicates` cells: tasks take part in what all share to different degrees; mean 0.25 and 0.6."""
+    part = generator.normal(0.5, 0.2, size=(replicates, tasks))
+    own = generator.normal(0.6, 0.15, size=(replicates, tasks))
+    rows = []
+    for a, b in itertools.combinations_with_replacement(range(tasks), 2):
+        value = part[:, a] * part[:, b] + 0.03 * generator.normal(size=replicates) if a != b else own[:, a]
+        cells = pd.DataFrame(
+            {"layer": range(replicates), "value": value, "task_a": f"t{a}", "task_b": f"t{b}"}
+        )
+        rows.append(
+            cells.assign(vector="weight", measure="cosine", removed=0, floor=0.0, disattenuated=value)
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+@pytest.mark.parametrize("tasks", [4, 8])
+def test_simulated_intervals_over_tasks_cover(tasks: int) -> None:
+    found = similarity_contrast(similar_tasks(np.random.default_rng(tasks), tasks, 250))
+    truth = {"between": 0.25, "within": 0.6, "gap": 0.35, "disattenuated": 0.25}
+    inside = {
+        quantity: ((rows["low"] <= truth[quantity]) & (truth[quantity] <= rows["high"])).mean()
+        for quantity, rows in found.groupby("quantity")
+        if quantity in truth
+    }
+    assert min(inside.values()) >= 0.92, inside
+    assert np.mean(list(inside.values())) >= 0.93, inside
+
+
+def test_a_task_without_a_pair_has_no_part_in_the_interval() -> None:
+    summary = similar_tasks(np.random.default_rng(2), 6, 1)
+    lonely = (summary["task_a"] == "t5") ^ (summary["task_b"] == "t5")
+    summary.loc[lonely, "disattenuated"] = np.nan
+    rows = similarity_contrast(summary).set_index("quantity")
+    fewer = similarity_contrast(summary[~lonely & (summary["task_a"] != "t5")]).set_index("quantity")
+    assert rows.loc["disattenuated"].tolist() == fewer.loc["disattenuated"].tolist()
+    assert rows["tasks"].to_dict() == {"between": 6, "within": 6, "floor": 6, "disattenuated": 5, "gap": 6}
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ArgumentError, match="fewer than two runs"):
         vector_similarity(planted().query("key == 'alone 0'"))
