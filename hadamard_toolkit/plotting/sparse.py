@@ -247,7 +247,12 @@ def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
     axis.plot(mean.index, mean, color=colour, **look)
     count = by_place.size()
     for at in count.index[count < rows["most"].iloc[0]]:
-        where = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        where: dict[str, Any] = {
+            "xytext": (0, 3),
+            "textcoords": "offset points",
+            "ha": "center",
+            "va": "bottom",
+        }
         axis.annotate(str(count[at]), (at, mean[at]), fontsize=5, color=colour, zorder=5, **where)
 
 
