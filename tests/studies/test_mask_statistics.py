@@ -262,4 +262,5 @@ def test_a_store_gives_the_masks_of_its_pruned_runs(make_spec: Any, tmp_path: An
         assert all(np.array_equal(run.kept[name], kept) for name, kept in masks.arrays().items())
     cells = overlap_cells(overlap_table(runs))
     assert cells["pairs"].tolist() == [0, 0, 1, 0]
+    (tmp_path / "none").mkdir()
     assert mask_runs(ht.RunStore(tmp_path / "none")) == []
