@@ -183,6 +183,9 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
     ),
 }
 
+# Architectures whose query and key projections project a table of relative positions, too, where this is switched on.
+POSITIONS_PROJECTED = {"deberta-v2": "share_att_key"}
+
 # Architectures with learned positions, and how many rows of that table hold none ("padding": those up to padding's).
 POSITIONS_UNUSED: dict[str, int | str] = {
     "bert": 0,

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hadamard_toolkit.architectures import ARCHITECTURES, POSITIONS_UNUSED, RELATIVE, LayerTable
+from hadamard_toolkit.architectures import (
+    ARCHITECTURES,
+    POSITIONS_PROJECTED,
+    POSITIONS_UNUSED,
+    RELATIVE,
+    LayerTable,
+)
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
 
 SITES = {
@@ -205,6 +211,14 @@ class Sites:
         """Whether the norms of `layer` stand behind its residual additions, as in BERT (not before its blocks)."""
         [layer] = self.layers([layer])
         return not self._rows[layer][0].last_norm
+
+    def projects_positions(self, name: str) -> bool:
+        """Whether the projection behind the site `name` also reads a table of relative positions (DeBERTa-v3)."""
+        config = self.model.config
+        switch = POSITIONS_PROJECTED.get(config.model_type)
+        if switch is None or name not in ("query", "key"):
+            return False
+        return bool(config.relative_attention and getattr(config, switch, False))
 
     def __call__(self, layer: int, name: str) -> Site:
         """The site `name` of layer `layer`; an `ArgumentError` for an unknown name or layer."""

@@ -25,6 +25,7 @@ from hadamard_toolkit.adapters.fingerprint import fingerprint
 from hadamard_toolkit.adapters.gates import listen
 from hadamard_toolkit.adapters.masking import Kept, Masking
 from hadamard_toolkit.adapters.merging import Merge
+from hadamard_toolkit.adapters.passing import refuse_replicas
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
 from hadamard_toolkit.sites import Sites, check_model, head_parameters, position_limit
 from hadamard_toolkit.unsharing import unshare
@@ -82,6 +83,8 @@ class Attachment:
         active = [insertion for label, insertion in self._insertions.items() if label not in off]
         self._handles = [handle for insertion in active for handle in insertion.connect()]
         self._handles += listen(self.sites, active)
+        if active:
+            self._handles.append(self.sites.base.register_forward_pre_hook(refuse_replicas, prepend=True))
 
     def _unwire(self) -> None:
         self._wire(self._insertions)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor, nn
 
+from hadamard_toolkit.adapters.passing import Passing
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice, check_range
 from hadamard_toolkit.sites import Site, Sites, as_index
 
@@ -78,7 +79,7 @@ class Insertion:
     site: Site
     module: SiteModule
     source: Site | None = None
-    _passing: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _passing: Passing = field(default_factory=Passing, repr=False)
 
     def connect(self) -> list[Any]:
         """Wire it in; every handle's `remove()` takes its wire out again."""

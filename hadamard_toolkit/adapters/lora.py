@@ -21,7 +21,7 @@ from hadamard_toolkit.adapters.base import (
     check_targets,
     register,
 )
-from hadamard_toolkit.adapters.gates import GATED, Gate
+from hadamard_toolkit.adapters.gates import GATED, Gate, check_gate
 from hadamard_toolkit.errors import UnsupportedError, check_choice, check_range
 from hadamard_toolkit.sites import Site, Sites, features, linear_weight
 
@@ -120,6 +120,8 @@ class LoRA(Adapter):
         object.__setattr__(self, "layers", check_layers(self.layers))
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
+        for target in self.targets if self.gated else ():
+            check_gate(sites, target)
         for layer in sites.layers(self.layers):
             for target in self.targets:
                 site = sites(layer, target)

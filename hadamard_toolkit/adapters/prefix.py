@@ -94,16 +94,19 @@ class Prefix(SiteModule):
 
 @dataclass(frozen=True, eq=False)
 class _InAttention(Insertion):
-    """Hang a `Prefix` on the attention module of `site`; the gate reads what passes into `source`."""
+    """Hang a `Prefix` on the attention module of `site`; the gate reads what passes into that module."""
 
     architecture: str = field(kw_only=True)
-    _passing: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def connect(self) -> list[Any]:
         handles: list[Any] = [Carried(self.site.module, self, self.architecture)]
-        if self.module.gate is not None and self.source is not None:
-            handles.append(self.source.module.register_forward_pre_hook(self._note_input))
+        if self.module.gate is not None:
+            handles.append(self.site.module.register_forward_pre_hook(self._note_states, with_kwargs=True))
         return handles
+
+    def _note_states(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # of the module as a whole: its key projection may read a table of positions, too
+        self._passing["inputs"] = args[0] if args else kwargs["hidden_states"]
 
     def keys_and_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
         batch, heads, _, width = like.shape
@@ -176,6 +179,4 @@ class PrefixTuning(Adapter):
             gate = Gate(features(projection.module)[0], self.gated) if self.gated else None
             prefix = Prefix(self.length, projection.width, network, gate)
             site = replace(projection, name="prefix", path=path, module=attention, side="module", part=None)
-            yield _InAttention(
-                site, prefix, source=replace(projection, side="input"), architecture=architecture
-            )
+            yield _InAttention(site, prefix, architecture=architecture)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attention import attention_of
 from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, check_count, register
+from hadamard_toolkit.adapters.passing import check_whole, named
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
 from hadamard_toolkit.sites import Site, Sites, position_limit
 
@@ -23,7 +24,10 @@ _STANDING = (
 
 
 class Prompt(SiteModule):
-    """`weight` [length, width], put into embeddings behind their first `place` rows."""
+    """`weight` [length, width], put into embeddings behind their first `place` rows.
+
+    Where padding comes first, it starts at another place in every row of a batch: `start` [batch, 1].
+    """
 
     def __init__(self, vectors: Tensor, place: int) -> None:
         super().__init__()
@@ -33,25 +37,61 @@ class Prompt(SiteModule):
     def __len__(self) -> int:
         return len(self.weight)
 
-    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+    def start(self, rows: Tensor, mask: Tensor | None, in_front: int) -> Tensor:
+        """Where the prompt starts in each of `rows`: behind the first token that is no padding by `mask`, or in front.
+
+        `in_front` columns of the mask are those of other prompts.
+        """
+        start = torch.full((len(rows), 1), self.place, device=rows.device)
+        return start + self.padding(rows, mask, in_front) if self.behind_first else start
+
+    def padding(self, rows: Tensor, mask: Tensor | None, in_front: int) -> Tensor:
+        """How many positions of padding come first in each of `rows`: [batch, 1]."""
+        if mask is None:
+            return torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
+        return (mask[:, in_front:] != 0).int().argmax(1, keepdim=True)
+
+    def forward(self, hidden: Tensor, inputs: Tensor, start: Tensor | None = None) -> Tensor:
         """`hidden` [batch, positions, width] with `length` more positions."""
-        rows = self.weight.to(hidden.dtype).expand(len(hidden), -1, -1)
-        return torch.cat([hidden[:, : self.place], rows, hidden[:, self.place :]], 1)
+        start = self.start(hidden, None, 0) if start is None else start
+        return self._put(self._vectors(hidden), hidden, start)
 
-    def spread(self, row: Tensor, fill: int) -> Tensor:
+    def spread(self, row: Tensor, fill: int, start: Tensor) -> Tensor:
         """`row` [batch, positions] with `fill` where `forward` puts vectors."""
-        return torch.cat(
-            [row[:, : self.place], row.new_full((len(row), len(self)), fill), row[:, self.place :]], 1
-        )
+        return self._put(row.new_full((len(row), len(self)), fill), row, start)
 
-    def positions(self, row: Tensor) -> Tensor:
-        """Position ids `row` [batch, positions], counted on through the prompt."""
-        here = row[:, :1] + self.place + torch.arange(len(self), device=row.device)
-        return torch.cat([row[:, : self.place], here, row[:, self.place :] + len(self)], 1)
+    def positions(self, row: Tensor, start: Tensor, first: Tensor) -> Tensor:
+        """Position ids `row` [batch, positions], counted on through the prompt.
 
-    def take_out(self, hidden: Tensor) -> Tensor:
+        `first` [batch, 1] is the first position that is no padding.
+        """
+        row = row.expand(len(start), -1)
+        here = row.gather(1, first) + int(self.behind_first) + torch.arange(len(self), device=row.device)
+        later = torch.arange(row.shape[1], device=row.device) >= start
+        return self._put(here, row + len(self) * later, start)
+
+    def replace(self, hidden: Tensor, start: Tensor) -> Tensor:
+        """`hidden` with the prompt in place of what stands at `start`."""
+        return self._put(self._vectors(hidden), self.take_out(hidden, start), start)
+
+    def take_out(self, hidden: Tensor, start: Tensor) -> Tensor:
         """The inverse of `forward`."""
-        return torch.cat([hidden[:, : self.place], hidden[:, self.place + len(self) :]], 1)
+        column = torch.arange(hidden.shape[1] - len(self), device=hidden.device)
+        return _columns(hidden, torch.where(column < start, column, column + len(self)))
+
+    def _vectors(self, hidden: Tensor) -> Tensor:
+        return self.weight.to(hidden.dtype).expand(len(hidden), -1, -1)
+
+    def _put(self, own: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+        """`rows` with `own` from column `start` on."""
+        column = torch.arange(rows.shape[1] + len(self), device=rows.device)
+        behind = torch.where(column < start + len(self), column - start, column)
+        return _columns(torch.cat([own, rows], 1), torch.where(column < start, column + len(self), behind))
+
+
+def _columns(values: Tensor, index: Tensor) -> Tensor:
+    """`values` [batch, columns, …] in the order of `index` [batch, columns]."""
+    return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
 class _Standing:
@@ -96,6 +136,7 @@ class _AtEmbeddings(Insertion):
             _Standing(self.reader, self.prompt),
             self.reader.register_forward_pre_hook(self._make_room, with_kwargs=True),
             self.site.module.register_forward_hook(self._put),
+            self.reader.register_forward_hook(self._end, always_call=True),
         ]
         if self.reader is self.base:
             # the prompt that came last leaves first
@@ -103,26 +144,36 @@ class _AtEmbeddings(Insertion):
         return [*handles, self.base.register_forward_pre_hook(self._widen_mask, with_kwargs=True)]
 
     def _make_room(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _named(reader, args, kwargs)
+        given = named(reader, args, kwargs)
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
-        self._passing.clear()
-        if ids is not None:
-            positions = ids.shape[1]
-            given["input_ids"] = self.prompt.spread(ids, self._placeholder())
-            self._passing["ids"] = ids  # tells `_put` that the next embeddings are these
-        elif embedded is not None:
-            positions = embedded.shape[1]
-            given["inputs_embeds"] = self.prompt(embedded, embedded)
-        else:
+        read = embedded if ids is None else ids
+        if read is None:
             return None  # the model says what is missing
+        positions, mask = read.shape[1], given.get("attention_mask")
         self._check(given, positions)
+        in_front = self._in_front(all_stand=mask is not None and mask.shape[1] != positions)
+        start = self.prompt.start(read, mask, in_front)
+        if ids is not None:
+            given["input_ids"] = self.prompt.spread(ids, self._placeholder(), start)
+            self._passing["ids"] = start  # tells `_put` that the next embeddings are these
+        else:
+            given["inputs_embeds"] = self.prompt(embedded, embedded, start)
+        if given.get("position_ids") is not None:
+            first = start - 1 if self.prompt.behind_first else self.prompt.padding(read, mask, in_front)
+            given["position_ids"] = self.prompt.positions(given["position_ids"], start, first)
         for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
             row = given.get(name)
             if row is not None and row.shape[1] == positions:
-                given[name] = self.prompt.spread(row, fill)
-        if given.get("position_ids") is not None:
-            given["position_ids"] = self.prompt.positions(given["position_ids"])
+                given[name] = self.prompt.spread(row.expand(len(read), -1), fill, start)
+        if reader is self.base:
+            self._passing["output"] = start
         return (), given
+
+    def _in_front(self, *, all_stand: bool) -> int:
+        """How many prompt vectors stand in front of everything: when this prompt enters, or when all do."""
+        if not all_stand:
+            return self.prompt.place - int(self.prompt.behind_first)
+        return sum(len(prompt) for prompt in vars(self.reader)[_STANDING] if not prompt.behind_first)
 
     def _check(self, given: dict[str, Any], positions: int) -> None:
         length = len(self.prompt)
@@ -131,11 +182,7 @@ class _AtEmbeddings(Insertion):
                 f"input of {positions} positions is too long: with {length} prompt vectors this model takes "
                 f"at most {self.limit - length}"
             )
-        past = given.get("past_key_values")
-        if past is not None and past.get_seq_length() > 0:
-            raise UnsupportedError(
-                "a prompt needs the whole sequence in one pass; generate with use_cache=False"
-            )
+        check_whole(given, "a prompt")
         mask = given.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
             raise UnsupportedError("a prompt needs an attention_mask [batch, positions], or none")
@@ -147,17 +194,17 @@ class _AtEmbeddings(Insertion):
         return next(token for token in range(3) if token not in padding)
 
     def _put(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._passing.pop("ids", None) is None:  # another use of the same embeddings
+        start = self._passing.pop("ids", None)
+        if start is None:  # another use of the same embeddings
             return None
         standing = vars(self.reader)[_STANDING]
-        start = self.prompt.place
+        place = self.prompt.place
         for later in standing[[prompt is self.prompt for prompt in standing].index(True) + 1 :]:
-            start += len(later) if later.place <= start else 0
-        rows = self.prompt.weight.to(output.dtype).expand(len(output), -1, -1)
-        return torch.cat([output[:, :start], rows, output[:, start + len(self.prompt) :]], 1)
+            place += len(later) if later.place <= place else 0
+        return self.prompt.replace(output, start + (place - self.prompt.place))
 
     def _take_out(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        out = self.prompt.take_out
+        out = partial(self.prompt.take_out, start=self._passing.pop("output"))
         if isinstance(output, tuple):
             return (out(output[0]), *output[1:])
         output["last_hidden_state"] = out(output["last_hidden_state"])
@@ -165,16 +212,17 @@ class _AtEmbeddings(Insertion):
             output["hidden_states"] = tuple(out(states) for states in output["hidden_states"])
         return output
 
+    def _end(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._passing.clear()  # a pass that failed leaves nothing to the next one
+
     def _widen_mask(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The encoder's mask, which the decoder's cross-attention reads too."""
-        given = _named(base, args, kwargs)
-        if given.get("attention_mask") is not None:
-            given["attention_mask"] = self.prompt.spread(given["attention_mask"], 1)
+        given = named(base, args, kwargs)
+        mask = given.get("attention_mask")
+        if mask is not None:
+            start = self.prompt.start(mask, mask, self._in_front(all_stand=False))
+            given["attention_mask"] = self.prompt.spread(mask, 1, start)
         return (), given
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
 
 
 @register
@@ -187,9 +235,9 @@ class PromptTuning(Adapter):
     length: rows of P; their width is that of the word embeddings (less than the hidden size in albert and electra).
     init: `"uniform"` (U(−0.5, 0.5), as in the paper), `"normal"` (N(0, 0.02²)) or `"vocabulary"` (the embeddings of
         tokens drawn from the whole vocabulary).
-    position: `"front"`, as in the paper; `"behind-first"`, so that pooling still reads [CLS]; or `"auto"`, which is
-        `"behind-first"` in encoders and `"front"` elsewhere. With `"front"` in an encoder, a pooler inside the base
-        model reads the first prompt vector, as it does in stock peft.
+    position: `"front"`, as in the paper; `"behind-first"`, behind the first token that is no padding, so that pooling
+        still reads [CLS]; or `"auto"`, which is `"behind-first"` in encoders and `"front"` elsewhere. With `"front"`
+        in an encoder, a pooler inside the base model reads the first prompt vector, as it does in stock peft.
 
     On BERT-base with 10: 7,680 parameters. Positions, token types and the attention mask follow; hidden states
     come back without the prompt's rows, so that heads see the positions they know. In encoder-decoder models the

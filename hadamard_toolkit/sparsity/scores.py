@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import Insertion
-from hadamard_toolkit.adapters.gates import Gate
+from hadamard_toolkit.adapters.gates import Gate, Input
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.sites import features
 from hadamard_toolkit.sparsity.batches import Batches
@@ -186,15 +186,16 @@ def _flow(insertion: Insertion, wanted: list[nn.Parameter]) -> tuple[Tensor, ...
     values = [parameter.detach().clone() for parameter in parameters]
     hosted = site.side == "output" and site.module.weight.ndim == 2
     read = insertion.source.width if insertion.source else features(site.module)[0] if hosted else site.width
-    for module in part.modules():
-        if isinstance(module, Gate):
-            module.batch.masks = {}  # of the last forward pass
     ones = torch.ones(1, 1, max(site.width, read), dtype=wanted[0].dtype, device=wanted[0].device)
     try:
         with torch.no_grad():
             for parameter in parameters:
                 parameter.abs_()
-        made = part(ones[..., : site.width], ones[..., :read])
+        with ExitStack() as stack:
+            for module in part.modules():
+                if isinstance(module, Gate):
+                    stack.enter_context(module.current.reading(Input((1, 1), None)))
+            made = part(ones[..., : site.width], ones[..., :read])
         return _grad(made.sum(), wanted)
     finally:
         with torch.no_grad():

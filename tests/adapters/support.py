@@ -49,6 +49,52 @@ where a warning says under which condition. Parameters: trained and stored on BE
 """
 
 
+def _cached(adapter: Adapter) -> None:
+    model = tiny_model("gpt2")
+    ht.attach(model, adapter)
+    ids = torch.full((2, 3), 5)
+    model(ids, past_key_values=model(ids, use_cache=True).past_key_values)
+
+
+def _gated_on_shared_projections() -> None:
+    ht.attach(tiny_model("deberta-v2", share_att_key=True), ht.UniPELT())
+
+
+def _gated_on_chunks() -> None:
+    model = tiny_model("bert", chunk_size_feed_forward=3)
+    ht.attach(model, ht.Pfeiffer(gated="original"))
+    logits(model)
+
+
+def _masked_gate_without_the_model() -> None:
+    model = tiny_model("bert")
+    ht.attach(model, ht.LoRA(gated="masked"))
+    model.bert.encoder(torch.zeros(1, 2, 16))
+
+
+def _prompt_with_another_mask() -> None:
+    model = tiny_model("bert")
+    ht.attach(model, ht.PromptTuning())
+    logits(model, attention_mask=torch.ones(3, 1, 9, 9))
+
+
+def _replica() -> None:
+    model = tiny_model("bert")
+    ht.attach(model, ht.LoRA())
+    model.base_model._replicate_for_data_parallel()(**tiny_batch())
+
+
+ELSEWHERE: dict[str, Callable[[], object]] = {  # what no cell of the table shows
+    "gated LoRA, `UniPELT` too, on DeBERTa-v3 (deberta-v2 with `share_att_key=True`)": _gated_on_shared_projections,
+    "gates in a decoder with a filled cache of keys and values": partial(_cached, ht.LoRA(gated="original")),
+    "gates in a feed-forward block that is computed in chunks": _gated_on_chunks,
+    "masked gates in layers that are called without their model": _masked_gate_without_the_model,
+    "prompts with a filled cache of keys and values": partial(_cached, ht.PromptTuning()),
+    "prompts with another attention mask": _prompt_with_another_mask,
+    "every adapter that inserts something, on several devices by `nn.DataParallel`": _replica,
+}
+
+
 @dataclass
 class Row:
     """What was seen of one method, by architecture where it may differ; refusals hold their reason."""
@@ -169,7 +215,9 @@ def support_table() -> str:
         lines.append([name, *cells, identity, *everywhere, f"{trained:,}", f"{stored:,}"])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     reasons = "\n".join(f"{number}. {reason}" for number, reason in enumerate(notes.reasons, start=1))
-    return f"{HEADER}\n{table}\n\nReasons:\n\n{reasons}\n"
+    elsewhere = "\n".join(f"- {situation}: {_refusal(attempt)}" for situation, attempt in ELSEWHERE.items())
+    also = f"Also refused, when attached or when the model runs:\n\n{elsewhere}\n"
+    return f"{HEADER}\n{table}\n\nReasons:\n\n{reasons}\n\n{also}"
 
 
 if __name__ == "__main__":

@@ -103,6 +103,82 @@ def test_padding_stays_hidden(architecture: str) -> None:
         torch.testing.assert_close(logits(model)[:1], logits(model, **short), rtol=0, atol=1e-9)
 
 
+def padded_left() -> dict[str, Tensor]:
+    """The tiny batch with the padding of its first row in front."""
+    batch = tiny_batch()
+    for rows in batch.values():
+        rows[0] = rows[0].roll(2)
+    return batch
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "positions", [("auto",), ("front",), ("behind-first",), ("front", "behind-first") * 2]
+)
+def test_behind_first_is_behind_the_first_token_that_is_no_padding(
+    architecture: str, positions: tuple[str, ...]
+) -> None:
+    model = tiny_model(architecture).double()
+    adapter = ht.Stack(*(ht.PromptTuning(length=2, position=position) for position in positions))
+    attachment = ht.attach(model, adapter)
+    spread(attachment)
+    batch = padded_left()
+    real = batch["attention_mask"].bool()
+    decoder = {"decoder_input_ids": _decoder_input(model, batch["input_ids"])} if architecture == "t5" else {}
+    with torch.no_grad():
+        ours = model.base_model(**batch, **decoder)
+    prompts = [value for name, value in attachment.state_dict().items() if "prompt" in name]
+    front = architecture in ENCODER_DECODERS + DECODERS
+    with attachment.enabled(False), torch.no_grad():
+        base: Any = model.base_model
+        encoder = base.encoder if model.config.is_encoder_decoder else base
+        embedded, masks, kept = [], [], []
+        for words, seen in zip(encoder.get_input_embeddings()(batch["input_ids"]), real, strict=True):
+            rows, mask, own = list(words), seen.long().tolist(), [True] * 9
+            in_front = 0
+            for prompt, position in zip(prompts, positions, strict=True):
+                at = 0
+                if position == "behind-first" or (position == "auto" and not front):
+                    at = in_front + mask[in_front:].index(1) + 1
+                else:
+                    in_front += 2
+                rows[at:at], mask[at:at], own[at:at] = list(prompt), [1, 1], [False, False]
+            embedded.append(torch.stack(rows))
+            masks.append(mask)
+            kept.append(own)
+        given: dict[str, Tensor] = {
+            "inputs_embeds": torch.stack(embedded),
+            "attention_mask": torch.tensor(masks),
+        }
+        if "roberta" in architecture:  # it counts tokens, not columns
+            given["position_ids"] = given["attention_mask"].cumsum(1) * given["attention_mask"]
+        states = encoder(**given).last_hidden_state
+    if model.config.is_encoder_decoder:
+        torch.testing.assert_close(ours.encoder_last_hidden_state, states, rtol=0, atol=1e-12)
+    else:
+        expected = states[torch.tensor(kept)].view(3, 9, 16)
+        torch.testing.assert_close(ours.last_hidden_state[real], expected[real], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("positions", [("front",), ("behind-first",), ("front", "front", "behind-first")])
+def test_positions_that_are_given_count_from_the_first_token_that_is_no_padding(
+    architecture: str, positions: tuple[str, ...]
+) -> None:
+    model = tiny_model(architecture).double()
+    spread(ht.attach(model, ht.Stack(*(ht.PromptTuning(length=2, position=place) for place in positions))))
+    batch = padded_left()
+    alone = {name: rows[:1, 2:] for name, rows in batch.items()}
+    # as `generate` counts them, with another number at the padding
+    batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).masked_fill(
+        batch["attention_mask"] == 0, 1
+    )
+    with torch.no_grad():
+        padded = model.base_model(**batch).last_hidden_state
+        expected = model.base_model(**alone).last_hidden_state
+    torch.testing.assert_close(padded[:1, 2:], expected, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "mpnet", "modernbert"])
 @pytest.mark.parametrize("head", ["span", "masked-lm"])
 def test_heads_count_the_positions_they_know(architecture: str, head: str) -> None:
@@ -200,8 +276,9 @@ def test_what_a_prompt_cannot_work_with_is_refused() -> None:
     model = tiny_model("gpt2")
     ht.attach(model, ht.PromptTuning(length=2))
     cache = model(**tiny_batch(), use_cache=True).past_key_values
-    with pytest.raises(UnsupportedError, match="use_cache=False"):
-        model(input_ids=torch.full((3, 1), 5), past_key_values=cache)
+    for name in ("past_key_values", "cache"):  # as older and newer transformers call it
+        with pytest.raises(UnsupportedError, match=r"a prompt needs the whole sequence.*use_cache=False"):
+            model(input_ids=torch.full((3, 1), 5), **{name: cache})
     with pytest.raises(UnsupportedError, match=r"attention_mask \[batch, positions\]"):
         model(input_ids=torch.full((1, 4), 5), attention_mask=torch.ones(1, 1, 4, 4))
 

@@ -1,0 +1,45 @@
+"""What hooks hand to one another within one forward pass, and what they read of a call."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import UserDict
+from typing import Any
+
+from torch import nn
+from transformers import Cache
+
+from hadamard_toolkit.errors import UnsupportedError
+
+
+class Passing(threading.local, UserDict[str, Any]):
+    """What one hook leaves and a later one of the same forward pass takes, by name.
+
+    Every thread has its own, so that two of them may run one model at once; a copy starts empty.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Passing:
+        return Passing()
+
+    def __reduce__(self) -> tuple[type[Passing], tuple[()]]:
+        return Passing, ()
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All that `module` was called with, by the names of its parameters."""
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+
+
+def check_whole(given: dict[str, Any], what: str) -> None:
+    """Raise `UnsupportedError` where part of the sequence comes from a cache of keys and values, whatever its name."""
+    if any(isinstance(value, Cache) and value.get_seq_length() > 0 for value in given.values()):
+        raise UnsupportedError(f"{what} needs the whole sequence in one pass; generate with use_cache=False")
+
+
+def refuse_replicas(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """A forward pre-hook of the base model: a replica would run the original's adapter, on the original's device."""
+    if getattr(module, "_is_replica", False):
+        raise UnsupportedError(
+            "nn.DataParallel cannot replicate a model with an adapter; use DistributedDataParallel, or one device"
+        )
