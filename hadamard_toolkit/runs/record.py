@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +105,10 @@ class Run:
             adapt_again(
                 model, self.spec.backbone, self.spec.task, steps, self.info["meta_info"]["pretraining"]
             )
-        return model, tokenizer, load_attachment(model, folder)
+        with warnings.catch_warnings():
+            # that an older file knows only a part of its backbone: all of it was compared above
+            warnings.filterwarnings("ignore", message=".*was saved by an older version", category=UserWarning)
+            return model, tokenizer, load_attachment(model, folder)
 
     def _stored_folder(self) -> Path:
         if self.folder is None:

@@ -11,15 +11,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.fingerprint import first_values
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.runs.made_from import Here
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.runs.sweep import sweep
+from hadamard_toolkit.sites import Sites
 from hadamard_toolkit.tasks import TASKS
 from hadamard_toolkit.tasks.base import Task, in_memory
 from tests.training.tiny import tiny_task
@@ -260,3 +263,21 @@ def test_the_committed_runs_are_all_present(repository: Path) -> None:
     store = RunStore(repository / "data" / "reference_runs")
     assert len(store) > 600
     assert store.outdated().empty
+
+
+def test_a_run_of_an_older_version_is_restored_without_a_word(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Its file knows only a part of the backbone, but the record knows all of it, and that was compared."""
+    spec, store = make_spec(), RunStore(tmp_path / "runs")
+    trained = run(spec, store)
+    file = tmp_path / "runs" / spec.key / "adapter_config.json"
+    config = json.loads(file.read_text())
+    model, _ = ht.load_backbone(spec.backbone)
+    config["backbone"]["fingerprint"] = first_values(Sites(model).base_parameters())
+    file.write_text(json.dumps({**config, "format": 1}))
+    with pytest.warns(UserWarning, match="older version"):
+        ht.load_attachment(model, file.parent)
+    _, _, again = store.run(spec.key).restore()
+    assert trained.attachment is not None
+    for name, value in trained.attachment.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert again.labels == list(ht.load_task(spec.task).labels)
