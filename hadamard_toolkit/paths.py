@@ -59,16 +59,20 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def atomic_files(folder: Path, files: Mapping[str, bytes | str]) -> None:
-    """Write `files` (name -> content) into `folder`: every byte is on the disk before the first file is replaced.
+    """Write `files` (name -> content) into `folder`, all or none: every byte is on the disk before a name is given.
 
-    What else is in `folder` stays. A full disk leaves all as it was.
+    What else is in `folder` stays; where there is none, it is made. A full disk leaves everything as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=folder))
+    if not folder.exists():
+        with atomic_folder(folder) as staging:
+            for name, data in files.items():
+                atomic_write(staging / name, data)
+        return
+    beside = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=folder))
     try:
         for name, data in files.items():
-            atomic_write(staging / name, data)
+            atomic_write(beside / name, data)
         for name in files:
-            os.replace(staging / name, folder / name)
+            os.replace(beside / name, folder / name)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)

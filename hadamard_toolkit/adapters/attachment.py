@@ -95,10 +95,6 @@ class Attachment:
                 f"this attachment of {self.adapter} is detached: the model is without it; attach() it again"
             )
 
-    @property
-    def _merged(self) -> bool:
-        return self._merge is not None
-
     # parameters ------------------------------------------------------------------------------------------------
 
     def named_parameters(self, role: str | None = None) -> dict[str, nn.Parameter]:
@@ -209,13 +205,13 @@ class Attachment:
         self._check_attached()
         if self.masking:
             raise ArgumentError("this attachment has masks already; remove() them first")
-        if self._merged:
+        if self._merge:
             raise ArgumentError("this attachment is merged; masks must be there before merge()")
         self.masking = Masking(self.named_parameters(), kept, record)
 
     def unmask(self) -> None:
         """Lift the masks: removed entries take the values that they had when they were removed."""
-        if self._merged:
+        if self._merge:
             raise ArgumentError(
                 "this attachment is merged: its masks are folded in; detach() restores the model"
             )
@@ -324,7 +320,7 @@ class Attachment:
         Raises `ArgumentError` after `merge` or `detach`.
         """
         self._check_attached()
-        if self._merged:
+        if self._merge:
             raise ArgumentError(
                 "this attachment is merged, so there is no adapter to save; save() before merge(), or keep the merged "
                 "model with its save_pretrained()"

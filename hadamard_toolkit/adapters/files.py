@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hadamard_toolkit.adapters.masking import BITS, RECORD, Masking, compact, expand, mask_files, read_masks
 from hadamard_toolkit.errors import ArgumentError, DataError
-from hadamard_toolkit.paths import atomic_files, atomic_folder
+from hadamard_toolkit.paths import atomic_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = 2
@@ -33,13 +33,9 @@ def write_attachment(
         files |= mask_files(masking.kept, masking.record)
     digests = {name: sha256(data).hexdigest() for name, data in files.items()}
     files[CONFIG] = (json.dumps({**config, "files": digests}, indent=2) + "\n").encode()
-    if folder.exists():
-        atomic_files(folder, files)
-        for name in {BITS, RECORD} - set(files):  # of an earlier save
-            (folder / name).unlink(missing_ok=True)
-        return
-    with atomic_folder(folder) as staging:
-        atomic_files(staging, files)
+    atomic_files(folder, files)
+    for name in {BITS, RECORD} - set(files):  # of an earlier save
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from hadamard_toolkit.adapters.attachment import Attachment, attach
@@ -16,7 +16,7 @@ from hadamard_toolkit.adapters.peft_formats import BEFORE, FORMATS, Tensors, wit
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import LayerNormTuning
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
-from hadamard_toolkit.paths import atomic_folder, atomic_write
+from hadamard_toolkit.paths import atomic_files
 from hadamard_toolkit.sites import Sites, check_model, head_parameters
 
 _NORM = "ln_tuning_layers"
@@ -62,9 +62,9 @@ def export_peft(attachment: Attachment, folder: str | Path) -> None:
     }
     named = {before_own + name: value for name, value in tensors.items()}
     named |= {before_model + name: value for name, value in saved.items()}
-    with atomic_folder(Path(folder).expanduser()) as staging:
-        atomic_write(staging / CONFIG, json.dumps(config, indent=2) + "\n")
-        save_file({name: value.contiguous().clone() for name, value in named.items()}, staging / WEIGHTS)
+    weights = save({name: value.contiguous().clone() for name, value in named.items()})
+    files: dict[str, bytes | str] = {WEIGHTS: weights, CONFIG: json.dumps(config, indent=2) + "\n"}
+    atomic_files(Path(folder).expanduser(), files)
 
 
 def import_peft(model: PreTrainedModel, folder: str | Path, *, seed: int = 0) -> Attachment:

@@ -16,7 +16,6 @@ from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.adapters.masking import read_masks, write_masks
 from hadamard_toolkit.errors import ArgumentError, check_choice
-from hadamard_toolkit.paths import atomic_folder
 from hadamard_toolkit.sparsity.maskable import Place
 
 BY = ("tensor", "layer", "site")
@@ -164,15 +163,10 @@ class Masks:
 
     def save(self, folder: str | Path) -> None:
         """Write `masks.safetensors` (one bit per entry) and `masks.json` into `folder`; other files there stay."""
-        target = Path(folder)
-        if target.is_dir():
-            write_masks(target, self.kept, self._record())
-            return
-        with atomic_folder(target) as staging:
-            write_masks(staging, self.kept, self._record())
+        write_masks(Path(folder).expanduser(), self.kept, self._record())
 
     @classmethod
     def load(cls, folder: str | Path) -> Masks:
         """What `save`, or `Attachment.save`, wrote to `folder`."""
-        kept, record = read_masks(Path(folder))
+        kept, record = read_masks(Path(folder).expanduser())
         return cls._from_record(kept, record, None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -143,6 +145,21 @@ def test_shares_follow_the_query(tmp_path: Path) -> None:
     fusion.query.data = fusion.key.data = 10 * torch.eye(2)
     x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     torch.testing.assert_close(fusion(x, x), 2 * x, rtol=0, atol=1e-4)
+
+
+def test_half_an_adapter_is_not_fused(tmp_path: Path) -> None:
+    """In an older file, too, which has no digest of its tensors."""
+    _trained(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    del config["files"]
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "format": 1}))
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load(weights.read_bytes())
+    weights.write_bytes(save({name: value for name, value in tensors.items() if "layers.1." not in name}))
+    model = tiny_model("bert")
+    with pytest.raises(DataError, match=r"lacks 4 tensors of Pfeiffer.*'adapter.layers.1.*tasks.a"):
+        ht.fuse(model, {"a": tmp_path / "a"}, strict=False)
+    assert not hasattr(model, "hadamard_attachment")
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

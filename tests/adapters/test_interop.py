@@ -307,72 +307,6 @@ def test_what_the_toolkit_cannot_say_is_refused(config: Any, message: str, tmp_p
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore:.* changes the base weights of the model:UserWarning")
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])
-def test_a_lora_that_changed_the_backbone_is_refused_by_name(init: str, tmp_path: Path) -> None:
-    """And the refusal is right, and so is the way out that it names."""
-    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"], init_lora_weights=init)
-    model = tiny_model("bert")
-    before = model.bert.encoder.layer[0].attention.self.query.weight.detach().clone()
-    theirs = peft.get_peft_model(model, config).eval()
-    changed = model.bert.encoder.layer[0].attention.self.query.base_layer.weight
-    assert not torch.equal(changed, before)
-    theirs.save_pretrained(tmp_path / "untrained")
-    theirs.peft_config["default"].init_lora_weights = True  # as peft asks for
-    theirs.save_pretrained(tmp_path / "start")
-    theirs.peft_config["default"].init_lora_weights = init
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    theirs.save_pretrained(tmp_path / "trained")
-    fresh = tiny_model("bert")
-    for folder in ("untrained", "trained"):
-        with pytest.raises(
-            UnsupportedError, match=rf"init_lora_weights='{init}' changes .*path_initial_model_for"
-        ):
-            ht.import_peft(fresh, tmp_path / folder)
-    assert not hasattr(fresh, "hadamard_attachment")
-    if init == "pissa_niter_2":  # drawn at random: peft itself needs the first draw again
-        return
-    theirs.save_pretrained(
-        tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start")
-    )
-    ht.import_peft(fresh, tmp_path / "plain")
-    torch.testing.assert_close(logits(fresh), logits(theirs), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("init", ["gaussian", "orthogonal", False])
-def test_a_lora_that_left_the_backbone_alone_comes_in(init: Any, tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=init)
-    theirs = trained_by_peft("bert", config, tmp_path)
-    model = tiny_model("bert")
-    ht.import_peft(model, tmp_path)
-    torch.testing.assert_close(logits(model), theirs, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"init_lora_weights": "corda"}, "'corda' changes"),
-        ({"init_lora_weights": "loftq"}, "'loftq' changes"),
-        ({"init_lora_weights": "lora_ga"}, "'lora_ga' changes"),
-        ({"init_lora_weights": "of a later version"}, "'of a later version' changes"),
-        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\] is another function"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"use_of_a_later_version": True}, "use_of_a_later_version=True is another function"),
-    ],
-)
-def test_a_lora_of_another_function_is_refused_by_name(
-    entry: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    trained_by_peft("bert", peft.LoraConfig(r=2, target_modules=["query"]), tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **entry}))
-    with pytest.raises(UnsupportedError, match=message):
-        ht.import_peft(tiny_model("bert"), tmp_path)
-
-
 def test_bad_folders(tmp_path: Path) -> None:
     model = tiny_model("bert")
     with pytest.raises(ArgumentError, match=r"holds no peft adapter \(adapter_config.json is missing"):
@@ -415,3 +349,20 @@ def test_prompts_of_other_heads_are_refused(tmp_path: Path) -> None:
     attachment = ht.attach(model, ht.PromptTuning(position="front"))
     with pytest.raises(UnsupportedError, match="classification alone, not for BertForQuestionAnswering"):
         ht.export_peft(attachment, tmp_path / "peft")
+
+
+def test_a_folder_keeps_what_else_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "note.txt").write_text("mine")
+    attachment = ht.attach(tiny_model("bert"), ht.LoRA(rank=2))
+    shake(attachment)
+    for _ in range(2):
+        ht.export_peft(attachment, "~/peft")
+    assert {file.name for file in (tmp_path / "peft").iterdir()} == {
+        "note.txt",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    back = ht.import_peft(tiny_model("bert"), "~/peft")
+    torch.testing.assert_close(logits(back.model), logits(attachment.model), rtol=0, atol=1e-5)

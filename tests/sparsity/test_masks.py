@@ -208,6 +208,19 @@ def test_a_sparse_file_is_as_much_smaller_as_it_should_be(tmp_path: Path) -> Non
     assert weight(tmp_path / "sparse") == weight(tmp_path / "dense")
 
 
+def test_masks_find_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    masks = ht.sparsify(attached(), scorer="random", sparsity=0.5)
+    masks.save("~/masks/one")
+    assert {file.name for file in (tmp_path / "masks" / "one").iterdir()} == {
+        "masks.json",
+        "masks.safetensors",
+    }
+    assert all(
+        torch.equal(mask, masks.kept[name]) for name, mask in ht.Masks.load("~/masks/one").kept.items()
+    )
+
+
 def test_masks_have_files_of_their_own_with_provenance(tmp_path: Path) -> None:
     masks = ht.sparsify(attached(seed=3), scorer="snip", sparsity=0.5, batches=batches(), seed=7)
     masks.save(tmp_path / "masks")
