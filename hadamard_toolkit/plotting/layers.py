@@ -138,16 +138,25 @@ def score_by_layers_kept(
 
 
 def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Figure:
-    """Which layers are in the smallest sufficient set: tasks by layers, the share of runs in colour and in figures.
+    """Which layers are kept: tasks by layers, the share of runs in colour and in figures; the mean over tasks below.
 
-    Table: `task`, `layer`, `share` (0..1), `size` (layers kept), `n_runs`, as `studies.layers.kept_share` gives it. The
-    mean over tasks is set apart below.
+    Table: `task`, `layer`, `share` (0..1), `size` (layers kept), `n_runs`, as `studies.kept_share` gives it. With a
+    column `confirmed` (sizes of `studies.smallest_set`) only tasks whose smaller set held on test rows are drawn, and
+    the note names the others: what was not shown to be enough is not drawn as if it were.
     """
     table = require(
         table, "task", "layer", "share", "size", "n_runs", numbers=("layer", "share", "size", "n_runs")
     )
     if ((table["share"] < 0) | (table["share"] > 1)).any():
         raise ArgumentError("table['share'] holds values outside 0..1; it is a share of runs")
+    left_out: list[Any] = []
+    if "confirmed" in table.columns:
+        holds = table["confirmed"].astype(bool)
+        left_out, table = list(dict.fromkeys(table.loc[~holds, "task"])), table[holds]
+        if table.empty:
+            raise ArgumentError(
+                "table['confirmed'] is False for every task; no smaller set was shown to be enough"
+            )
     tasks = list(dict.fromkeys(table["task"]))
     wide = table.pivot(index="task", columns="layer", values="share").loc[tasks]
     sizes = table.drop_duplicates("task").set_index("task")["size"]
@@ -172,6 +181,10 @@ def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Fi
         runs = table.drop_duplicates("task")["n_runs"]
         count = f"{runs.min():.0f}" if runs.min() == runs.max() else f"{runs.min():.0f} to {runs.max():.0f}"
         note = f"Share of runs, %, that keep the layer; n = {count} per task; in brackets: how many layers are kept."
+        if left_out:
+            note += (
+                f" Not drawn, as no smaller set was confirmed on test rows: {', '.join(map(str, left_out))}."
+            )
         frame(figure, 0.45 + 0.16 * len(shown), note=note)
     return figure
 

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from hadamard_toolkit.errors import check_choice
 from hadamard_toolkit.plotting.plots import require
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, looks, new_figure, style
-from hadamard_toolkit.studies.sharing import BARE, GOAL_PARAMETERS, GOAL_SHARE, UNSHARED
+from hadamard_toolkit.studies.sharing import BARE, GOAL_PARAMETERS, GOAL_SHARE, OWN, UNSHARED
 
 ROW = 0.17  # inches of a scheme
+NAMES = {OWN: "Share of the score with own vectors", UNSHARED: "Share of the unshared score"}
 CONTROLS = ("another task", "permuted", "no vectors, own norm", "no vectors, shared norm", BARE)
 
 
@@ -19,19 +20,18 @@ def sharing_tradeoff(
     by_task: pd.DataFrame,
     *,
     venue: str = "neurips",
-    reference: str = UNSHARED,
     floor: str = BARE,
 ) -> Figure:
     """Cost and score of every sharing scheme, one row each, dearest first.
 
     `summary` is `studies.sharing.sharing_summary`'s table, `by_task` that of `sharing_by_task` (scheme by task). Left:
-    parameters per task in per cent of the backbone, with the goal as a line. Right: the share of the score of
-    `reference`, mean over tasks with its interval where one exists, a faint mark for each task; lines at 1, at the
-    mean of `floor`, and (dotted) at the goal of 98 %. Controls have hollow marks.
+    parameters per task in per cent of the backbone, with the goal as a line. Right: the share of the score of the
+    summary's `reference`, mean over tasks with its interval (for other tasks) where one exists, a faint mark for each
+    task; lines at 1, at the mean of `floor`, and (dotted) at the goal of 98 %. Controls have hollow marks.
     """
-    summary = require(
-        summary, "percent", "share", "share_low", "share_high", "tasks", numbers=("percent", "share")
-    )
+    shares_of = ("percent", "share", "share_low", "share_high")
+    summary = require(summary, *shares_of, "reference", "tasks", numbers=("percent", "share"))
+    reference = str(summary["reference"].iloc[0])
     for name in (reference, floor):
         check_choice("scheme", name, list(summary.index))
     order = summary.sort_values("percent", ascending=False, kind="stable")
@@ -72,15 +72,15 @@ def sharing_tradeoff(
             linestyle=(0, (4, 2)),
         )
         score.axvline(GOAL_SHARE, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
-        score.set_xlabel("Share of the unshared score")
+        score.set_xlabel(NAMES.get(reference, f"Share of the score of {reference!r}"))
         for axis in (cost, score):
             axis.tick_params(axis="y", length=0)
             axis.margins(y=0.04)
         first = summary.iloc[0]
         note = (
-            f"{int(first['tasks'])} tasks, {int(first['runs'])} runs; ticks: tasks, bars: 95 % interval over tasks "
-            f"(Fieller). Solid line: unshared, dashed: {floor}, dotted: the goals of {100 * GOAL_SHARE:g} % and of "
-            f"{GOAL_PARAMETERS:g} % per task. Hollow: controls. Heads are not counted; "
+            f"{int(first['tasks'])} tasks, {int(first['runs'])} runs; ticks: tasks, bars: 95 % interval for "
+            f"other tasks (Fieller). Solid line: {reference}, dashed: {floor}, dotted: the goals of "
+            f"{100 * GOAL_SHARE:g} % and of {GOAL_PARAMETERS:g} % per task. Hollow: controls. Heads are not counted; "
             "they are retrained in every scheme but the unshared."
         )
         frame(figure, ROW * len(order) + 0.4, note=note)

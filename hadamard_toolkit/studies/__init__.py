@@ -29,9 +29,7 @@ from hadamard_toolkit.studies.mask_statistics import (
 from hadamard_toolkit.studies.pruning import (
     against_chance,
     better_than_chance,
-    kept_share,
     rank_agreement,
-    smallest_set,
 )
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
 from hadamard_toolkit.studies.similarity import (
@@ -53,6 +51,7 @@ from hadamard_toolkit.studies.statistics import (
     power,
     tost,
 )
+from hadamard_toolkit.studies.sufficient import kept_share, smallest_set
 from hadamard_toolkit.studies.tables import (
     constant_score,
     history_table,

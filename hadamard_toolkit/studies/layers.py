@@ -20,6 +20,9 @@ from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
 RUN = ["key", "task", "seed"]
 HELD_OUT, TEST = "validation", "test"
 RULES = ("greedy", "norm", "consensus", "first", "last")
+LEAVE_ONE_OUT = ("consensus",)  # the order of a task is a mean over the other tasks
+FIXED = ("first", "last")  # one order for all tasks
+ON_HELD_OUT_ROWS = ("taylor", "fisher")  # scores from the gradients of held-out rows
 IDENTITY = {"weight": 1.0, "bias": 0.0}
 
 
@@ -202,23 +205,28 @@ def greedy_elimination(removals: pd.DataFrame, *, split: str = HELD_OUT) -> pd.D
         raise ArgumentError("split='test' is not allowed: layers are chosen on held-out rows")
     grid = _grid(removals, split)
     orders = []
-    for run in range(len(grid.runs)):
-        code, order = grid.full, []
-        while code:
-            candidates = [layer for layer in range(grid.layers) if code & 2**layer]
-            places = [code - 2**layer for layer in candidates]
-            if np.isnan(grid.score[run, places]).any():
-                raise DataError(
-                    f"removals lacks held-out scores on the greedy path of run {grid.runs['key'][run]} "
-                    f"below {_text(code)!r}"
-                )
-            best = max(
-                zip(grid.score[run, places], -grid.loss[run, places], [-la for la in candidates], strict=True)
+    for run, key in enumerate(grid.runs["key"]):
+        orders.append(greedy_order(grid.score[run], grid.loss[run], grid.layers))
+        if len(orders[-1]) < grid.layers:
+            left = grid.full - sum(2**layer for layer in orders[-1])
+            raise DataError(
+                f"removals lacks held-out scores on the greedy path of run {key} below {_text(left)!r}"
             )
-            order.append(-best[2])
-            code -= 2 ** order[-1]
-        orders.append(order)
     return _paths(grid, {"greedy": orders})
+
+
+def greedy_order(score: np.ndarray, loss: np.ndarray, layers: int) -> list[int]:
+    """Layers in the order of backward elimination by scores [2 ** layers]; it ends where a candidate was not scored."""
+    code, order = 2**layers - 1, []
+    while code:
+        candidates = [layer for layer in range(layers) if code & 2**layer]
+        places = [code - 2**layer for layer in candidates]
+        if np.isnan(score[places]).any():
+            break
+        best = max(zip(score[places], -loss[places], [-layer for layer in candidates], strict=True))
+        order.append(-best[2])
+        code -= 2 ** order[-1]
+    return order
 
 
 def removal_paths(

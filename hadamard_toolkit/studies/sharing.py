@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -12,12 +12,13 @@ import pandas as pd
 from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
-from hadamard_toolkit.studies.statistics import holm
+from hadamard_toolkit.studies.statistics import greater, holm
 
 SOURCES = ("own", "mean", "others", "another", "permuted", "identity")
 PARTS = ("weight", "bias", "norm")
 UNSHARED, BARE = "unshared", "bare"
-GOAL_SHARE, GOAL_PARAMETERS = 0.98, 0.011  # of the unshared score; per cent of the backbone per task
+OWN = "own"  # own vectors, and the head retrained as in all schemes that share
+GOAL_SHARE, GOAL_PARAMETERS = 0.98, 0.011  # of the reference's score; per cent of the backbone per task
 Vectors = Mapping[str, np.ndarray]
 
 
@@ -136,30 +137,43 @@ def sharing_by_task(table: pd.DataFrame) -> pd.DataFrame:
     return means.reindex(index=table["scheme"].unique(), columns=sorted(table["task"].unique()))
 
 
+def fair_reference(schemes: Collection[str]) -> str:
+    """`"own"` where it was measured, else `"unshared"`: what sharing costs, and not what retraining the head brings."""
+    return OWN if OWN in schemes else UNSHARED
+
+
 def sharing_summary(
     table: pd.DataFrame,
     *,
-    reference: str = UNSHARED,
+    reference: str | None = None,
     floor: str = BARE,
     margin: float = GOAL_SHARE,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Score against cost of every scheme, and its share of the unshared score, with intervals over tasks.
+    """Score against cost of every scheme, and its share of the score of `reference`, with intervals over tasks.
 
     `table`: one row per `task`, `seed` and `scheme` with `score`, `parameters` and `percent` (per task, of
     the backbone). Only tasks and seeds with every scheme count. Seeds are averaged within their task; the tasks are
-    the sample.
+    the sample. `reference` is `"own"` where the table has it: the heads of all schemes but `"unshared"` are retrained,
+    and a share of the unshared score would credit sharing with what a new head brings.
 
-    Columns: `parameters`, `percent`, `score` (mean over tasks); `share` = mean score / mean score of `reference`;
-    `gain_share` = the same of the score above that of `floor`; their Fieller intervals (`…_low`, `…_high`; NaN where
-    the denominator is not surely positive, so that no interval exists); `p`, one-sided, of the null that the share is
-    below `margin` (paired t over tasks of score - margin * reference), `p_holm` over the schemes; `noninferior`:
-    p_holm < 1 - level; `tasks`, `runs` that count, `incomplete` ones that do not.
+    Columns: `reference`, `parameters`, `percent`, `score` (mean over tasks); `share` = mean score / mean score of
+    `reference`; `gain_share` = the same of the score above that of `floor`; their Fieller intervals (`…_low`,
+    `…_high`; NaN where the denominator is not surely positive, so that no interval exists); `p`, one-sided, of the null
+    that the share is below `margin` (paired t over tasks of score - margin * reference), `p_holm` over the schemes;
+    `noninferior`: p_holm < 1 - level; `tasks`, `runs` that count, `incomplete` ones that do not.
     Fieller, E. C. (1954), "Some problems in interval estimation", J. R. Stat. Soc. B 16(2).
+
+    Generalises to: other tasks like these, with the same backbone; not to other seeds of one task.
+
+    Simulated: 8 tasks. The share's interval covers 0.95; sharing that costs exactly the margin passes in 0.05, one of
+    five such schemes after Holm in 0.04; sharing that costs nothing is shown in 0.98.
+    `pytest -m benchmark tests/benchmarks/test_simulations.py -s -k sharing`
     """
     check_range("level", level, above=0, below=1)
     check_range("margin", margin, above=0)
     scores, dropped = _complete(table)
+    reference = fair_reference(list(scores.columns)) if reference is None else reference
     for name in (reference, floor):
         check_choice("scheme", name, list(scores.columns))
     by_task = scores.groupby("task").mean()
@@ -181,13 +195,13 @@ def sharing_summary(
                 "gain_share": gain[0],
                 "gain_share_low": gain[1],
                 "gain_share_high": gain[2],
-                "p": math.nan if same else _greater(own - margin * base),
+                "p": math.nan if same else greater(own - margin * base),
             }
         )
     found = pd.DataFrame(rows).set_index("scheme")
     found["p_holm"] = holm(found["p"].to_numpy())
     found["noninferior"] = found["p_holm"] < 1 - level
-    return found.assign(tasks=len(by_task), runs=len(scores), incomplete=dropped)
+    return found.assign(reference=reference, tasks=len(by_task), runs=len(scores), incomplete=dropped)
 
 
 def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -221,22 +235,14 @@ def fieller(above: np.ndarray, below: np.ndarray, *, level: float = 0.95) -> tup
     return ratio, float((b - root) / a), float((b + root) / a)
 
 
-def _greater(values: np.ndarray) -> float:
-    """One-sided p of a mean of at most zero."""
-    if len(values) < 2:
-        return math.nan
-    if np.ptp(values) == 0:  # no spread: certain either way
-        return 0.0 if values[0] > 0 else 1.0
-    return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
-
-
 def goal_reached(
     summary: pd.DataFrame, *, share: float = GOAL_SHARE, percent: float = GOAL_PARAMETERS
 ) -> dict[str, Any]:
     """The goal in words that can be printed: which schemes cost at most `percent` and keep `share` of the score.
 
-    `within`: schemes that cost no more, best share first (the reference aside); `met`: those of them whose share is
-    at least `share`; `shown`: those for which that is shown (non-inferior after Holm).
+    `within`: schemes that cost no more, best share of the score of the summary's reference first (itself aside);
+    `met`: those of them whose share is at least `share`; `shown`: those for which that is shown (non-inferior after
+    Holm).
     """
     within = summary[(summary["percent"] <= percent) & summary["p"].notna()]
     within = within.sort_values("share", ascending=False, kind="stable")

@@ -39,7 +39,7 @@ def mean_over(
     Nested rows do not belong into one mean: where the rows of K = 100 lie inside those of K = 500, give `by="rows"`
     (an interval within each K) or `over="seed"`. A percentile bootstrap over so few units is too narrow.
 
-    Columns: those of `by`, `over`, `mean`, `low`, `high`, `level`, `n` (tasks), `rows` (averaged). `low` and `high` are
+    Columns: those of `by`, `over`, `mean`, `low`, `high`, `level`, `n` (tasks), `averaged` (rows). `low` and `high` are
     NaN for one task. Raises `DataError` for values that are not finite, and where a column `metric` says that
     accuracies and correlations would be averaged into one number.
 
@@ -59,8 +59,8 @@ def mean_over(
         units = part.groupby(over)[value].mean().to_numpy(dtype=float)
         mean, low, high = t_interval(units, level=level)
         told = {"over": over, "mean": mean, "low": low, "high": high, "level": level}
-        rows.append({**dict(zip(groups, names, strict=True)), **told, "n": len(units), "rows": len(part)})
-    return pd.DataFrame(rows, columns=[*groups, "over", "mean", "low", "high", "level", "n", "rows"])
+        rows.append({**dict(zip(groups, names, strict=True)), **told, "n": len(units), "averaged": len(part)})
+    return pd.DataFrame(rows, columns=[*groups, "over", "mean", "low", "high", "level", "n", "averaged"])
 
 
 def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
@@ -73,6 +73,17 @@ def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float
         return mean, np.nan, np.nan
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
+
+
+def greater(values: np.ndarray) -> float:
+    """One-sided p of a t test of a mean of at most zero; NaN for fewer than two values."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return np.nan
+    if np.ptp(values) == 0:  # no spread: certain either way
+        return 0.0 if values[0] > 0 else 1.0
+    return float(stats.ttest_1samp(values, 0.0, alternative="greater").pvalue)
 
 
 def one_kind(table: pd.DataFrame) -> None:
@@ -111,8 +122,13 @@ def hierarchical_bootstrap(
         equally many.
 
     One row: `estimate`, `low`, `high`, `level`, `n_seeds`, `n_examples` (of all seeds together, shared ones once).
-    With very few seeds the interval is too narrow where seeds differ more than examples do (the spread of S drawn
-    seeds is (S − 1)/S of the true one), and too wide where they do not; one seed tells nothing about other seeds.
+
+    Generalises to: other rows; to other seeds with about ten of them. With very few seeds the interval is too narrow
+    where seeds differ more than examples do (the spread of S drawn seeds is (S − 1)/S of the true one), and too wide
+    where they do not: `mean_over` by seed is right then. One seed tells nothing about other seeds.
+
+    Simulated: covers 0.92 with 10 seeds that differ, 0.95 and more where they do not.
+    `pytest tests/studies/test_statistics.py -k bootstrap`
     """
     check_choice("examples", examples, ("own", "shared"))
     check_range("draws", draws, least=1)
@@ -160,6 +176,11 @@ def paired_tests(scores: pd.DataFrame, control: str, *, test: str = "t", alpha: 
     for small n, and unable to go below 2^(1−n)). `p_holm` is corrected over all tasks and methods (Holm 1979), in one
     family for tasks and one for `"all tasks"`.
 
+    Generalises to: other seeds of the task; for `"all tasks"`, other tasks.
+
+    Simulated: a false claim in 0.05 of studies after Holm.
+    `pytest tests/studies/test_statistics.py -k familywise`
+
     Columns: `task`, `method`, `control`, `n` (pairs), `difference`, `sd`, `low`, `high` (1 − alpha, by t), `p`,
     `p_holm`, `significant` (p_holm <= alpha). With fewer than two pairs, or with t and differences that are
     all the same and not zero, p is NaN: there is no spread to judge by. Such a comparison has no part in the
@@ -197,6 +218,7 @@ def holm(p: ArrayLike) -> np.ndarray:
     """Holm's (1979) adjusted p, max_{j<=i} min(1, (m − j + 1) p_(j)); NaN stays and does not count.
 
     The same as statsmodels' `multipletests`, which collects garbage at every call, a quarter of a second each.
+    Simulated: a false claim in 0.05 of families of 8. `pytest tests/studies/test_statistics.py -k familywise`
     """
     values = np.asarray(p, dtype=float)
     adjusted = np.full(values.shape, np.nan)
@@ -213,6 +235,10 @@ def tost(differences: ArrayLike, margin: float, *, alpha: float = 0.05) -> pd.Da
     H0 is that it is not. `p_lower` tests mean <= −margin (a small one: not worse), `p_upper` mean >= margin (a small
     one: not better), and p = max of the two. Equivalent at `alpha` exactly if the 1 − 2 alpha interval `low`, `high`
     lies within the margin. `margin` is in the units of the score and must be stated before looking.
+
+    Generalises to: other pairs of the kind that was given (seeds, or means of tasks).
+
+    Simulated: a mean at the margin passes in 0.05. `pytest tests/studies/test_statistics.py -k equivalence`
 
     One row: `n`, `difference`, `low`, `high`, `margin`, `p_lower`, `p_upper`, `p`, `equivalent`.
     """
@@ -244,8 +270,9 @@ def mcnemar(correct: ArrayLike, other: ArrayLike) -> pd.DataFrame:
 
     `correct` and `other`: right or not, [rows] of one seed, or [seeds, rows] to pool the seeds. With b rows that only
     the first has right and c that only the second has, b ~ Binomial(b + c, 1/2) under H0 (McNemar 1947; Dietterich
-    1998); two-sided, by statsmodels. It speaks of these trained models on other rows, not of other seeds; and pooled
-    rows that several seeds share are not independent, which makes the pooled p too small.
+    1998); two-sided, by statsmodels. Generalises to: other rows for these trained models, not to other seeds; and
+    pooled rows that several seeds share are not independent, which makes the pooled p too small.
+    Simulated: size at most 0.05. `pytest tests/studies/test_statistics.py -k mcnemar`
 
     One row: `only_first`, `only_second`, `n` (rows), `difference` (of the two accuracies), `p`.
     """
@@ -275,6 +302,8 @@ def power(
     Solves P(|t'| > t_{1 − alpha/2, n − 1}) = power for the noncentrality δ√n of t', by statsmodels (Cohen 1988);
     the tail of significant differences with the wrong sign, below 10⁻⁴, is left out. The detectable difference is δ ·
     `sd`, with `sd` the standard deviation of the paired differences.
+
+    Simulated: an effect of that size is found as often as promised. `pytest tests/studies/test_statistics.py -k effect`
 
     One row per n: `n`, `alpha`, `power`, `effect` (δ, in standard deviations), `sd`, `detectable`.
     """

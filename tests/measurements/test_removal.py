@@ -16,7 +16,7 @@ from hadamard_toolkit.errors import DataError, UnsupportedError
 from hadamard_toolkit.measurements import removal as module
 from hadamard_toolkit.measurements.removal import removal, taylor
 from hadamard_toolkit.studies.layers import layer_importance, read_correct, read_kept, removal_paths
-from hadamard_toolkit.studies.pruning import smallest_set
+from hadamard_toolkit.studies.sufficient import smallest_set
 from hadamard_toolkit.studies.tables import measured_table, vector_table
 from hadamard_toolkit.training.batching import Padding, tokenise
 from tests.runs.conftest import PROTOCOL, backbone_folder, data_root, make_spec

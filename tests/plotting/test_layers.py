@@ -126,6 +126,15 @@ def test_shares_are_written_into_the_cells_with_their_mean() -> None:
     assert "n = 2 per task" in texts(figure)
 
 
+def test_sets_that_were_not_confirmed_are_not_drawn_as_enough() -> None:
+    table = shares().assign(confirmed=lambda table: table["task"] == "a")
+    figure = layers_kept_by_task(table)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a (2)", "mean of tasks"]
+    assert "no smaller set was confirmed on test rows: b." in texts(figure)
+    with pytest.raises(ArgumentError, match="False for every task"):
+        layers_kept_by_task(table.assign(confirmed=False))
+
+
 def test_what_cannot_be_drawn() -> None:
     with pytest.raises(ArgumentError, match="no column 'full'"):
         score_by_layers_kept(curves().drop(columns="full"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -40,6 +41,12 @@ def test_rows_stand_by_cost_with_share_and_interval() -> None:
     levels = sorted(line.get_xdata()[0] for line in score.lines if list(line.get_ydata()) == [0, 1])
     assert levels == pytest.approx(sorted([1, 0.98, summary.loc[BARE, "share"]]))
     assert "8 tasks, 16 runs" in note(figure)
+    assert "interval for other tasks (Fieller). Solid line: unshared" in note(figure)
+    assert score.get_xlabel() == "Share of the unshared score"
+    own = table[table["scheme"] == UNSHARED].assign(scheme="own")
+    table = pd.concat([table, own])
+    figure = sharing_tradeoff(sharing_summary(table), sharing_by_task(table))
+    assert figure.axes[1].get_xlabel() == "Share of the score with own vectors"
 
 
 def test_one_task_has_no_intervals() -> None:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import adapter_to_dict
@@ -77,6 +78,22 @@ def test_in_noise_the_interval_holds_zero_as_often_as_it_says() -> None:
         main = effects[(effects["beside"] == "average") | (effects["part"] == "W + b")]
         held += ((main["low"] <= 0) & (main["high"] >= 0)).tolist()
     assert 0.90 < np.mean(held) < 0.99
+
+
+def test_over_tasks_the_task_means_are_the_sample() -> None:
+    table = ablation_table(runs({"W": 0.01}, noise=0.01))
+    by_task = table.pivot(index=["task", "seed"], columns="cell", values="score")
+    gains = (by_task["W"] - by_task["nothing"]).groupby("task").mean()
+    effects = component_effects(table, over="task").set_index(["part", "beside"])
+    interval = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    row = effects.loc[("W", "nothing")]
+    assert [row["low"], row["high"]] == pytest.approx([interval.low, interval.high])
+    seeds = component_effects(table).set_index(["part", "beside"])
+    assert row["effect"] == seeds.loc[("W", "nothing"), "effect"]
+    assert set(effects["over"]) == {"task"}
+    assert set(seeds["over"]) == {"seed"}
+    with pytest.raises(ArgumentError, match="over='rows' is not allowed"):
+        component_effects(table, over="rows")
 
 
 def test_missing_cells_leave_their_comparisons_out() -> None:

@@ -151,6 +151,20 @@ def test_a_shared_vector_that_suffices_is_found_and_one_that_does_not_is_not() -
     assert goal_reached(summary, percent=0.001)["met"] == []
 
 
+def test_the_reference_is_the_one_whose_head_is_retrained_too() -> None:
+    """With own vectors a retrained head adds a point: of that, and not of the unshared score, is what sharing keeps."""
+    table = scores(noise=0.0)
+    own = table[table["scheme"] == UNSHARED].assign(scheme="own", score=lambda t: t["score"] + 0.01)
+    table = pd.concat([table, own], ignore_index=True)
+    summary = sharing_summary(table)
+    assert set(summary["reference"]) == {"own"}
+    assert summary.loc["own", ["share", "gain_share"]].tolist() == [1, 1]
+    assert summary.loc["mean", "share"] == summary.loc[UNSHARED, "share"] < 1
+    unshared = sharing_summary(table, reference=UNSHARED)
+    assert unshared.loc["mean", "share"] == pytest.approx(1)
+    assert set(sharing_summary(scores())["reference"]) == {UNSHARED}, "the only one that was measured"
+
+
 def test_runs_without_every_scheme_do_not_count() -> None:
     whole = scores()
     lame = whole[~((whole["task"] == "t3") & (whole["seed"] == 1) & (whole["scheme"] == "mean"))]

@@ -30,13 +30,15 @@ def test_a_mean_over_tasks_is_scipy_s_interval_of_the_task_means() -> None:
     means = table.groupby("task")["score"].mean()
     expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
     assert [row["mean"], row["low"], row["high"]] == pytest.approx([means.mean(), *expected])
-    assert (row["over"], row["n"], row["rows"]) == ("task", 5, 18)
+    assert (row["over"], row["n"], row["averaged"]) == ("task", 5, 18)
     by = mean_over(table, over="seed", by="task", level=0.9).set_index("task")
     assert by.index.tolist() == [f"task {task}" for task in range(5)]
     of_one = table[table["task"] == "task 2"]["score"]
     assert by.loc["task 2", "high"] == pytest.approx(
         stats.ttest_1samp(of_one, 0).confidence_interval(0.9).high
     )
+    by_rows = mean_over(table.assign(rows=100), by="rows").iloc[0]
+    assert (by_rows["rows"], by_rows["averaged"]) == (100, 18)
     alone = mean_over(table[table["task"] == "task 0"]).iloc[0]
     assert np.isnan([alone["low"], alone["high"]]).all(), "one task says nothing of other tasks"
 
