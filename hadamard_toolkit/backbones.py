@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,8 +32,10 @@ from hadamard_toolkit.errors import (
     UnsupportedError,
     check_choice,
     check_range,
+    suggestion,
 )
 from hadamard_toolkit.pinned import PINNED, pinned_folder
+from hadamard_toolkit.vocabulary import choose_padding, make_agree, read_tokenizer
 
 _AUTO: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
@@ -57,7 +59,7 @@ def load_backbone(
 
     Raises `ArgumentError` for a bad `name`, `labels` or `head`, `UnsupportedError` where the architecture has no
     such head, `DownloadError` for a pinned file that is damaged or out of reach, `DataError` for weights that do
-    not fit.
+    not fit or that the architecture does not use, and for a tokenizer that lacks files or has ids of another model.
     """
     check_choice("head", head, HEADS)
     _check_labels(labels, head)
@@ -82,20 +84,24 @@ def load_backbone(
                     local_files_only=offline,
                     trust_remote_code=False,
                 )
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, local_files_only=offline, trust_remote_code=False
-            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(
                 f"backbone {name!r} cannot be loaded (it needs config.json, safetensors weights and tokenizer files; "
                 f"nothing is ever unpickled): {_first_line(error)}"
             ) from error
+        tokenizer = read_tokenizer(
+            name, source, Path(source) if offline else _hub_snapshot(name), offline=offline
+        )
     _check_complete(name, model, report)
+    _check_used(name, model, report["unexpected_keys"])
     if head != "masked-lm":
         _renew_head(model, set(report["missing_keys"]), seed)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    _set_padding(model, tokenizer.pad_token_id)
+    choose_padding(model, tokenizer)
+    try:
+        make_agree(model, tokenizer)
+    except DataError as error:
+        raise DataError(f"backbone {name!r}: {error}") from None
+    _set_padding(model)
     return model.eval(), tokenizer
 
 
@@ -113,7 +119,7 @@ def backbone_from_config(
     auto = _auto_class(config, head)
     with _quiet(), seeded(seed):
         model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
-    _set_padding(model, None)
+    _set_padding(model)
     return model.eval()
 
 
@@ -235,7 +241,7 @@ def _unreachable(name: str, offline: bool, error: Exception) -> ToolkitError:
         return DataError(f"backbone {name!r} has no readable config.json: {_first_line(error)}")
     return ArgumentError(
         f"name={name!r} is not allowed: it is no pinned backbone ({', '.join(map(repr, PINNED))}), no local folder, "
-        f"and no hub id within reach (the hub answered: {_first_line(error)})"
+        f"and no hub id within reach (the hub answered: {_first_line(error)}).{suggestion(name, PINNED)}"
     )
 
 
@@ -271,6 +277,39 @@ def _check_complete(name: str, model: PreTrainedModel, report: dict[str, Any]) -
         )
 
 
+def _check_used(name: str, model: PreTrainedModel, unused: Iterable[str]) -> None:
+    """Heads for other tasks and poolers may be left out; what lies inside the backbone must have a place in it."""
+    prefix, parts = f"{model.base_model_prefix}.", dict(model.base_model.named_children())
+    lost = []
+    for key in sorted(unused):
+        inner = key.removeprefix(prefix)
+        inside = inner != key or inner.partition(".")[0] in (*parts, _ATTACHED)
+        if inside and not _OLD_BUFFERS.search(key):
+            lost.append(key)
+    if not lost:
+        return
+    if any(key.startswith(f"{_ATTACHED}.") for key in lost):
+        reason = "it was saved with its adapter still on; take that off first (attachment.save and detach, or merge)"
+    elif all(key.endswith(".bias") for key in lost):
+        reason = (
+            "such biases are what merging an adapter adds; use the adapter's own folder (attachment.save)"
+        )
+    else:
+        reason = "config.json may be another model's, or say too few layers"
+    raise DataError(
+        f"backbone {name!r} holds {len(lost)} tensors that {type(model).__name__} does not use, the first {lost[0]!r}: "
+        f"{reason}"
+    )
+
+
+_ATTACHED = "hadamard_attachment"  # what an attached adapter is called in its model
+
+# Poolers that the head leaves out, and constants that older versions of transformers kept among the weights.
+_OLD_BUFFERS = re.compile(
+    r"(^|\.)(pooler\.|position_ids$|token_type_ids$|version$|masked_bias$|h\.\d+\.attn\.bias$|.*inv_freq$)"
+)
+
+
 def _renew_head(model: PreTrainedModel, fresh: set[str], seed: int) -> None:
     """A checkpoint that brings a task head of its own gets a fresh one, drawn from `seed`, like every other."""
     prefix = f"{model.base_model_prefix}."
@@ -284,13 +323,13 @@ def _renew_head(model: PreTrainedModel, fresh: set[str], seed: int) -> None:
                 parameter.copy_(drawn[name])
 
 
-def _set_padding(model: PreTrainedModel, pad: int | None) -> None:
+def _set_padding(model: PreTrainedModel) -> None:
     """Give decoder-only models the padding id by which they find the last token."""
     # Only after the model is built: a padding id known earlier would zero that token's embedding.
     if getattr(model.config, "pad_token_id", None) is None:
         end = getattr(model.config, "eos_token_id", None)
         known = isinstance(end, int) and end < model.config.vocab_size
-        model.config.pad_token_id = pad if pad is not None else end if known else 0
+        model.config.pad_token_id = end if known else 0
 
 
 def _hub_snapshot(name: str) -> Path:

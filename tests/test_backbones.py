@@ -16,13 +16,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
+import hadamard_toolkit as ht
 from hadamard_toolkit import pinned
 from hadamard_toolkit.backbones import HEADS, backbone_from_config, backbone_provenance, load_backbone, seeded
 from hadamard_toolkit.downloads import Distribution
 from hadamard_toolkit.errors import ArgumentError, DataError, DownloadError, UnsupportedError
 from hadamard_toolkit.paths import cache_folder
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_config
+from tests.training.tiny import tiny_tokenizer
 
 NO_MASKED_LM = {"t5", "gpt2", "llama"}
 Minilm = Callable[..., tuple[Any, Any]]
@@ -32,7 +42,8 @@ Minilm = Callable[..., tuple[Any, Any]]
 def folder(tmp_path: Path, minilm: Minilm) -> Path:
     """A local folder with a tiny encoder and MiniLM's tokenizer."""
     target = tmp_path / "tiny"
-    backbone_from_config(tiny_config("bert"), head="masked-lm").save_pretrained(target)
+    config = tiny_config("bert", vocab_size=30522)
+    backbone_from_config(config, head="masked-lm").save_pretrained(target)
     minilm()[1].save_pretrained(target)
     return target
 
@@ -220,6 +231,211 @@ def test_an_unknown_name_lists_the_pinned_ones() -> None:
         ArgumentError, match=r"'minilm-l6', 'mpnet-base'\), no local folder, and no hub id within reach"
     ):
         load_backbone("someone/nothing-here")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("minilm", "minilm-l6"),
+        ("MiniLM-L6", "minilm-l6"),
+        ("minilm_l6", "minilm-l6"),
+        ("mpnet", "mpnet-base"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "minilm-l6"),
+    ],
+)
+def test_a_near_miss_of_a_pinned_name_is_told(name: str, meant: str) -> None:
+    with pytest.raises(ArgumentError, match=f"name='{name}' is not allowed.* Did you mean '{meant}'"):
+        load_backbone(name)
+
+
+# --- what is saved beside the backbone, or in the wrong place ---
+
+
+def save_with(model: torch.nn.Module, folder: Path, extra: dict[str, torch.Tensor]) -> None:
+    """Save a model and its tokenizer, with further tensors among its own."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tiny_tokenizer().save_pretrained(folder)
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | extra, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_backbone_loads_from_every_head_it_was_saved_with(architecture: str, tmp_path: Path) -> None:
+    config = tiny_config(architecture, eos_token_id=2)
+    savers = (
+        AutoModel,
+        AutoModelForPreTraining,
+        AutoModelForMaskedLM,
+        AutoModelForCausalLM,
+        AutoModelForTokenClassification,
+        AutoModelForSequenceClassification,
+    )
+    if architecture in ("bart", "t5"):  # these two heads keep one half of the backbone
+        savers = tuple(set(savers) - {AutoModelForCausalLM, AutoModelForTokenClassification})
+    for number, saver in enumerate(savers):
+        if type(config) in saver._model_mapping:
+            save_with(saver.from_config(config), tmp_path / str(number), {})
+            model, _ = load_backbone(str(tmp_path / str(number)), labels=3)
+            assert model.config.num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("bert", ["bert.embeddings.position_ids", "cls.seq_relationship.weight"]),
+        ("roberta", ["roberta.embeddings.token_type_ids", "roberta.pooler.dense.weight"]),
+        ("deberta-v2", ["mask_predictions.dense.weight", "lm_predictions.lm_head.bias"]),
+        ("gpt2", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias", "lm_head.weight"]),
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]),
+        ("bart", ["model.encoder.version", "model.decoder.version", "final_logits_bias"]),
+        ("t5", ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"]),
+    ],
+)
+def test_what_older_versions_kept_among_the_weights_is_left_out(
+    architecture: str, names: list[str], tmp_path: Path
+) -> None:
+    model = backbone_from_config(tiny_config(architecture, eos_token_id=2))
+    save_with(model, tmp_path, {name: torch.zeros(2) for name in names})
+    loaded, _ = load_backbone(str(tmp_path))
+    assert _equal(loaded.base_model, model.base_model)
+
+
+@pytest.mark.parametrize("base", [True, False])
+def test_tensors_without_a_place_in_the_architecture_are_refused(base: bool, tmp_path: Path) -> None:
+    model = backbone_from_config(tiny_config("bert"))
+    prefix = "" if base else "bert."
+    lost = f"{prefix}encoder.layer.3.output.dense.weight"  # the config says three layers
+    save_with(model.base_model if base else model, tmp_path, {lost: torch.zeros(16, 32)})
+    message = rf"holds 1 tensors that BertForSequenceClassification does not use, the first '{lost}'.*too few layers"
+    with pytest.raises(DataError, match=message):
+        load_backbone(str(tmp_path))
+    with pytest.raises(DataError, match=r"BertForMaskedLM does not use"):
+        load_backbone(str(tmp_path), head="masked-lm")
+
+
+@pytest.mark.parametrize("adapter", [ht.Hadamard(), ht.LoRA(rank=2), ht.PromptTuning(length=2)])
+def test_a_model_saved_with_its_adapter_on_is_refused(adapter: Any, tmp_path: Path) -> None:
+    model = backbone_from_config(tiny_config("bert"))
+    attachment = ht.attach(model, adapter)
+    save_with(model, tmp_path, {})
+    with pytest.raises(
+        DataError, match=r"does not use, the first 'hadamard_attachment\..*saved with its adapter"
+    ):
+        load_backbone(str(tmp_path))
+    attachment.detach()
+    save_with(model, tmp_path, {})
+    load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "bias"),
+    [
+        ("llama", "model.layers.0.self_attn.o_proj.bias"),
+        ("t5", "transformer.encoder.block.0.layer.0.SelfAttention.o.bias"),
+        ("modernbert", "model.layers.0.attn.Wo.bias"),
+    ],
+)
+def test_biases_that_the_architecture_has_not_are_refused(
+    architecture: str, bias: str, tmp_path: Path
+) -> None:
+    save_with(backbone_from_config(tiny_config(architecture)), tmp_path, {bias: torch.ones(16)})
+    with pytest.raises(DataError, match=f"the first '{bias}': such biases are what merging an adapter adds"):
+        load_backbone(str(tmp_path))
+
+
+# --- tokenizers ---
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_backbone_without_its_tokenizer_is_refused(architecture: str, tmp_path: Path) -> None:
+    backbone_from_config(tiny_config(architecture, eos_token_id=2)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"tokenizer: .*missing (is|are) tokenizer\.json"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "files", "missing"),
+    [
+        ("roberta", {"vocab.json": '{"<s>": 0, "a": 1}'}, "tokenizer.json and merges.txt"),
+        ("roberta", {"merges.txt": "a b"}, "tokenizer.json and vocab.json"),
+        (
+            "bert",
+            {"tokenizer_config.json": '{"tokenizer_class": "BertTokenizer"}'},
+            "tokenizer.json and vocab.txt",
+        ),
+    ],
+)
+def test_a_tokenizer_of_which_a_part_is_missing_is_refused(
+    architecture: str, files: dict[str, str], missing: str, tmp_path: Path
+) -> None:
+    backbone_from_config(tiny_config(architecture)).save_pretrained(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=f"tokenizer: .*missing are {missing}"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "empty tokenizer"), ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", "empty tokenizer")],
+)
+def test_a_tokenizer_without_words_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    backbone_from_config(tiny_config("bert")).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_backbone(str(tmp_path))
+
+
+def test_a_vocabulary_alone_is_a_tokenizer(tmp_path: Path) -> None:
+    backbone_from_config(tiny_config("bert")).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\n")
+    assert load_backbone(str(tmp_path))[1]("good")["input_ids"] == [2, 5, 3]
+
+
+def test_a_damaged_tokenizer_is_one_clear_error(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version":')
+    with pytest.raises(DataError, match="has no readable tokenizer: "):
+        load_backbone(str(folder))
+
+
+def test_tokens_without_an_embedding_are_refused(tmp_path: Path) -> None:
+    model, tokenizer = backbone_from_config(tiny_config("bert")), tiny_tokenizer()
+    tokenizer.add_tokens(
+        [f"new{number}" for number in range(41)]
+    )  # 20 of its own: ids up to 60, for 60 embeddings
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        DataError, match=r"token 'new40' has id 60, .*ids below 60.*resize_token_embeddings\(61\)"
+    ):
+        load_backbone(str(tmp_path))
+    model.resize_token_embeddings(61)
+    model.save_pretrained(tmp_path)
+    load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", "[UNK]", None])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_last_token_is_found_whatever_pads(architecture: str, pad: str | None, tmp_path: Path) -> None:
+    save_with(backbone_from_config(tiny_config(architecture, pad_token_id=5, eos_token_id=2)), tmp_path, {})
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_backbone(str(tmp_path))
+    assert model.config.pad_token_id == tokenizer.pad_token_id == {"[PAD]": 0, "[UNK]": 3, None: 5}[pad]
+    rows = ["a day", "a very bright film and so the plot was warm"]
+    with torch.no_grad():
+        together = model(**tokenizer(rows, padding=True, return_tensors="pt")).logits
+        alone = [model(**tokenizer([row], return_tensors="pt")).logits for row in rows]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_another_padding_id_is_refused_where_positions_are_counted_from_it(tmp_path: Path) -> None:
+    save_with(backbone_from_config(tiny_config("roberta", pad_token_id=1)), tmp_path, {})
+    with pytest.raises(
+        DataError, match=r"pads with '\[PAD\]' \(id 0\).*padding id 1.*pad_token to '\[CLS\]'"
+    ):
+        load_backbone(str(tmp_path))
 
 
 # --- configs ---

@@ -32,7 +32,7 @@ said = {
     "provenance": backbone_provenance("someone/tiny"),
     "errors": {},
 }
-for name in ("someone/pickled", "someone/absent"):
+for name in ("someone/pickled", "someone/absent", "someone/wordless"):
     try:
         load_backbone(name)
     except ToolkitError as error:
@@ -88,6 +88,8 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[str], fl
         (folder / "someone" / "tiny" / "config.json").read_bytes()
     )
     (folder / "someone" / "pickled" / "pytorch_model.bin").write_bytes(b"never opened")
+    _model_repository(folder / "someone" / "wordless")
+    (folder / "someone" / "wordless" / "tokenizer.json").unlink()
     _glue_repository(folder / "nyu-mll" / "glue")
     with hub(folder) as (endpoint, seen):
         home = tmp_path_factory.mktemp("home")
@@ -130,6 +132,13 @@ def test_hub_weights_that_would_need_unpickling_are_refused(visit: tuple[dict, l
     assert said["errors"]["someone/pickled"].startswith("DataError: backbone 'someone/pickled'")
     assert "safetensors" in said["errors"]["someone/pickled"]
     assert not [request for request in seen if request.startswith("GET") and "pytorch_model.bin" in request]
+
+
+def test_a_hub_id_without_its_tokenizer_is_refused(visit: tuple[dict, list[str], float]) -> None:
+    error = visit[0]["errors"]["someone/wordless"]
+    assert error.startswith("DataError: backbone 'someone/wordless' has no ")
+    assert "tokenizer" in error
+    assert "tokenizer.json" in error
 
 
 def test_a_hub_id_that_does_not_exist_is_refused(visit: tuple[dict, list[str], float]) -> None:

@@ -44,6 +44,7 @@ from hadamard_toolkit.training.loop import (
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.splits import draw
 from hadamard_toolkit.training.stages import Run, Stage
+from hadamard_toolkit.vocabulary import make_agree
 
 SHARED = (
     "head",
@@ -192,6 +193,8 @@ def _flags_put_back(template: Attachment) -> Iterator[Callable[[], None]]:
 
 def _open(members: list[Member], accelerator: Accelerator) -> Bank:
     runs, data, known = [], [], dict[Any, Known]()
+    for tokenizer in {id(member.tokenizer): member.tokenizer for member in members}.values():
+        make_agree(members[0].attachment.model, tokenizer)
     for member in members:
         kind = kind_of(member.task, member.tokenizer, member.protocol)
         metrics = metrics_of(member.task)

@@ -25,6 +25,7 @@ from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.spans import Spans
 from hadamard_toolkit.training.splits import Part, draw
 from hadamard_toolkit.training.stages import OnStep, Run, Stage, put_back, snapshot, train_stage
+from hadamard_toolkit.vocabulary import make_agree
 
 ADAPTER_ROLES = ("adapter", "norm", "gate")
 WHOLE_SPLIT = (
@@ -86,9 +87,11 @@ def train(
 
     Raises `ArgumentError` for a head that does not fit the task, for more rows than there are and for a protocol with
     `pretraining`, `UnsupportedError` for parameters to train in half precision (the head and the norms of a backbone
-    in bfloat16), `TrainingError` for a loss that is not finite.
+    in bfloat16), `DataError` for a tokenizer that belongs to another model, `TrainingError` for a loss that is not
+    finite.
     """
     check(attachment, task, protocol, seed)
+    make_agree(attachment.model, tokenizer)
     stages = plan(attachment, protocol)
     kind = kind_of(task, tokenizer, protocol)
     data = Data(task, kind, draw(task.splits, protocol, seed))

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError, UnsupportedError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import stages
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, plan, train
 from hadamard_toolkit.training.protocol import Protocol
-from tests.architectures import tiny_config
+from tests.architectures import tiny_config, tiny_model
 from tests.training.test_features import MaxPooled
 from tests.training.test_spans import span_task
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
@@ -426,3 +426,30 @@ def test_the_labels_of_the_task_have_their_names_afterwards() -> None:
     assert attachment.labels == list(task.labels)
     assert attachment.task == task.name
     assert attachment.model.config.id2label == dict(enumerate(task.labels))
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_first_step() -> None:
+    attachment = ht.attach(tiny_bert(), ht.Hadamard())
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"new{number}" for number in range(41)])
+    with pytest.raises(DataError, match=r"token 'new40' has id 60.*resize_token_embeddings\(61\) first"):
+        ht.train(attachment, tiny_task(), tokenizer, ht.protocols.smoke(max_length=24))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_scores_do_not_depend_on_the_batches_whatever_the_config_pads_with(architecture: str) -> None:
+    predictions = []
+    for batch in (1, 8):
+        model = tiny_model(architecture, pad_token_id=5, eos_token_id=2)  # the tokenizer pads with 0
+        protocol = ht.protocols.smoke(
+            epochs=1,
+            head_epochs=1,
+            train_rows=8,
+            validation_rows=8,
+            test_rows=16,
+            max_length=24,
+            eval_batch_size=batch,
+        )
+        outcome = ht.train(ht.attach(model, ht.HeadOnly()), tiny_task(), tiny_tokenizer(), protocol)
+        predictions.append(outcome.predictions["test"])
+    np.testing.assert_allclose(*predictions, atol=1e-5)
