@@ -9,6 +9,7 @@
 # make figures     setup, every reference figure and table again from data/reference_runs (seconds, no training)
 # make benchmark   timings, as ratios within one run: banks against single runs, the pruner, scoring (quiet machine)
 # make gpu         with a torch that sees CUDA, no set-up and no network: the GPU's tests, then the banks' benchmark
+# make estimate    how long the runs of HADAMARD_PROFILE=paper may take on this machine
 # make clean       remove what the targets above made, except downloads
 #
 # Choices, all optional:
@@ -19,13 +20,17 @@
 #   CHROMIUM=/path/chrome    the browser of the browser test
 #   JOBS=2                   notebooks or test files at once
 #   OMP_NUM_THREADS=1        threads of each of them; the committed outputs were made with 1
-#   HADAMARD_PROFILE=paper   sizes of the paper instead of smoke (make reproduce; wants a GPU)
+#   HADAMARD_PROFILE=paper   sizes of the paper instead of smoke (make reproduce; wants a GPU). Its runs go into
+#                            runs/paper, which lasts: a second start goes on where the first one was stopped
+#   ENGINE=processes         where those runs happen: inline, processes or ray; WORKERS=4 how many at a time
 #   HF_HUB_OFFLINE=0         allow the hub (GLUE without a local folder)
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 TORCH_INDEX ?=
+ENGINE ?= processes
+WORKERS ?=
 CHROMIUM ?= chromium
 export OMP_NUM_THREADS ?= 1
 export HADAMARD_PROFILE ?= smoke
@@ -48,7 +53,7 @@ COMMITTED := $(SCRIPTS:notebooks/%.py=build/stamps/%)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint unit nbval browser-test test-lowest test-newest benchmark gpu reproduce executed notebooks figures clean
+.PHONY: help setup test lint unit nbval browser-test estimate paper-runs test-lowest test-newest benchmark gpu reproduce executed notebooks figures clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -134,7 +139,16 @@ reproduce: executed figures
 	@ls -1 figures 2> /dev/null | sed -n 's/\.pdf$$//p' | sed 's/^/  /'
 	@echo "Open them with  $(BIN)/jupyter lab $(EXECUTED_IN)"
 
-executed: setup
+PAPER_RUNS = $(BIN)/python tools/paper_runs.py --engine $(ENGINE) $(if $(WORKERS),--workers $(WORKERS)) $(SCRIPTS)
+
+estimate: setup
+	@$(PAPER_RUNS) --dry-run
+
+# Before the notebooks, one sweep of all that they train: one estimate, every GPU, and nothing is trained twice.
+paper-runs: setup
+	@$(PAPER_RUNS)
+
+executed: setup $(if $(filter paper,$(HADAMARD_PROFILE)),paper-runs)
 	@$(MAKE) --no-print-directory -j$(JOBS) $(EXECUTED)
 
 $(EXECUTED_IN)/%.ipynb: notebooks/%.py tools/build_notebook.py $(LIBRARY) | $(FETCHED)

@@ -305,19 +305,18 @@ def _print_table(columns: dict[str, Any]) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.cli_sweep import do_sweep
+    from hadamard_toolkit.cli_sweep import announce, do_sweep
     from hadamard_toolkit.runs.plan import load_plan
+    from hadamard_toolkit.runs.record import describe
     from hadamard_toolkit.runs.store import RunStore
 
-    store = RunStore(options.store, keep=options.keep)
-    return do_sweep(
-        options.plan,
-        load_plan(options.plan),
-        store,
-        options.engine,
-        options.workers,
-        only_say=options.dry_run,
-    )
+    store, specs = RunStore(options.store, keep=options.keep), load_plan(options.plan)
+    missing = announce(options.plan, specs, store, options.engine, options.workers)
+    if not options.dry_run:
+        return do_sweep(specs, store, options.engine, options.workers)
+    for spec in missing:
+        print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
+    return 0
 
 
 def _pack(options: argparse.Namespace) -> int:

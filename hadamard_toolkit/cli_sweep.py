@@ -6,32 +6,26 @@ import sys
 from collections.abc import Sequence
 
 from hadamard_toolkit.runs.estimate import estimate
-from hadamard_toolkit.runs.record import describe
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.runs.sweep import at_a_time, sweep
 from hadamard_toolkit.training.progress import visible
 
 
-def do_sweep(
-    title: str,
-    specs: Sequence[RunSpec],
-    store: RunStore,
-    engine: str = "inline",
-    workers: int | None = None,
-    *,
-    only_say: bool = False,
-) -> int:
-    """Sweep, saying what there is to do and how long it may take, then how far it is; 1 unless all is well."""
+def announce(
+    title: str, specs: Sequence[RunSpec], store: RunStore, engine: str = "inline", workers: int | None = None
+) -> list[RunSpec]:
+    """Say what there is to do and how long it may take; the specs that the store lacks."""
     missing = [spec for spec in specs if spec not in store]
     known = len(specs) - len(missing)
     print(f"{title}: {len(specs)} runs, {known} in {store.folder}, {len(missing)} missing")
     if missing:
         print(estimate(missing, store).words(at_a_time(engine, workers, len(missing))), flush=True)
-    if only_say:
-        for spec in missing:
-            print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
-        return 0
+    return missing
+
+
+def do_sweep(specs: Sequence[RunSpec], store: RunStore, engine: str, workers: int | None) -> int:
+    """Sweep, saying how far it is and what became of each run; 1 unless all is well."""
     report = None if visible() else lambda line: print(line, flush=True)
     table = sweep(specs, store, engine, workers, report=report)
     counts = table["status"].value_counts()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -70,12 +71,13 @@ def _device() -> Iterator[Finding]:
 def _cache() -> Iterator[Finding]:
     folder = cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    if not os.access(existing, os.W_OK):
-        yield Finding(
-            "cache", f"{folder} cannot be written to; set HADAMARD_CACHE to a folder that can", ok=False
-        )
+    try:  # to write, and not to ask: permission bits know nothing of disks mounted to be read, nor of files in the way
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        reason = f"{folder} cannot be written to ({error.strerror or error})"
+        yield Finding("cache", f"{reason}; set HADAMARD_CACHE to a folder that can", ok=False)
     else:
+        free = shutil.disk_usage(existing).free / 2**30
         yield Finding("cache", f"{folder} ({free:.1f} GiB free)")
 
 

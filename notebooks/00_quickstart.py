@@ -6,12 +6,13 @@
 # into the backbone and keeps a record of the run. Everything runs on a CPU in seconds in the `smoke` profile; with
 # `HADAMARD_PROFILE=paper` the same cells take the full training set, on a GPU where there is one.
 
-# %%
+# %% tags=["runs"]
 import os
 
 import torch
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.runs.working import working_store
 
 profile = os.environ.get("HADAMARD_PROFILE", "smoke")
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -73,8 +74,10 @@ print(f"{trained:,} of {backbone:,} parameters: {100 * trained / backbone:.4f} %
 # Stage two freezes the head and trains the vectors and the norm. Rows to select the best epoch on are held out of the
 # training split; the test split is read once, at the end.
 
-# %%
+# %% tags=["runs"]
 protocol = ht.protocols.hadamard() if profile == "paper" else ht.protocols.smoke(train_rows=256, epochs=4)
+
+# %%
 outcome = ht.train(attachment, task, tokenizer, protocol, seed=0)
 {name: round(value, 2) for name, value in outcome.metrics["test"].items()}
 
@@ -132,14 +135,16 @@ with torch.no_grad():
 # For studies one wants many runs. A `RunSpec` says all there is to say about one, its key names its folder, and a key that
 # is in the store is never trained again.
 
-# %%
-store = ht.RunStore(tempfile.mkdtemp())
+# %% tags=["runs"]
 specs = [
     ht.RunSpec("minilm-l6", "embedded/tweets-polarity", adapter, protocol, seed=0)
     for adapter in (ht.HeadOnly(), ht.Hadamard())
 ]
+
+# %%
+store = working_store(profile)
 ht.sweep(specs, store)
-table = store.load()
+table = store.only(specs).load()
 table[table["headline"] & (table["split"] == "test")][
     ["key", "task", "method", "seed", "metric", "value"]
 ].round(2)

@@ -10,9 +10,8 @@
 # most of the same parameters? How far from training everything? Each question needs its own row, so every table here has four
 # methods: **HeadOnly**, **LayerNormTuning**, **Hadamard** and **FullFineTuning**.
 
-# %%
+# %% tags=["runs"]
 import os
-import tempfile
 from dataclasses import replace
 
 import pandas as pd
@@ -20,6 +19,7 @@ import torch
 from transformers import BertConfig
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.runs.working import working_store
 
 profile = os.environ.get("HADAMARD_PROFILE", "smoke")
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -82,7 +82,7 @@ for placement in ("attention_output", "attention_heads"):
 # All methods share the protocol; only the head policy of full fine-tuning differs (head and backbone together, at a smaller
 # learning rate), as nobody trains it in two stages.
 
-# %%
+# %% tags=["runs"]
 tasks = ["embedded/tweets-polarity", "embedded/products-intensity", "embedded/next-sentence"]
 two_stages = (
     ht.protocols.hadamard(train_rows=1000)
@@ -102,10 +102,13 @@ specs = [
     for adapter, protocol in methods.items()
     for seed in (range(3) if profile == "paper" else range(1))
 ]
-store = ht.RunStore(os.environ.get("HADAMARD_STORE") or tempfile.mkdtemp())
+
+# %%
+store = working_store(profile)
 ht.sweep(specs, store)
 names = [type(adapter).__name__ for adapter in methods]
-ht.studies.score_table(store).pivot_table(index="task", columns="method", values="score")[names].round(2)
+own = ht.studies.score_table(store.only(specs))
+own.pivot_table(index="task", columns="method", values="score")[names].round(2)
 
 # %% [markdown]
 # ## What it gains: the reference runs

@@ -9,7 +9,7 @@
 # nothing**, and no sentence below draws a conclusion from them. The scores that are drawn come from reference runs on SST-2, made
 # beforehand with 1,000 training rows. `HADAMARD_PROFILE=paper` runs the cells on tweets at full size.
 
-# %%
+# %% tags=["runs"]
 import importlib.util
 import json
 import os
@@ -24,6 +24,7 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import REGISTRY
 from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.runs.working import working_store
 
 profile = os.environ.get("HADAMARD_PROFILE", "smoke")
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -66,7 +67,7 @@ print(f"profile: {profile}, device: {device}")
 # moves within its few steps: one more reason not to read its scores.) Two rows step out of line on purpose: the Hadamard adapter in
 # its own two stages, and AdapterFusion, which needs adapters of other tasks first.
 
-# %%
+# %% tags=["runs"]
 RATES = {
     "control": 1e-2,
     "own weights": 2e-3,
@@ -179,16 +180,18 @@ print("not the identity:     ", "; ".join(name for name, same in identity.items(
 # All runs go through a store: a run that is there is not trained again. AdapterFusion has two phases: first a Pfeiffer adapter for each of
 # the two tasks it names, each a run of its own in the same store, then the attention over both, trained on the tweets.
 
-# %%
+# %% tags=["runs"]
 TASK = "embedded/tweets-polarity"
-task = ht.load_task(TASK)
-store = ht.RunStore(os.environ.get("HADAMARD_STORE") or tempfile.mkdtemp())
 seeds = range(3) if profile == "paper" else range(1)
 specs = {
     (name, seed): ht.RunSpec("minilm-l6", TASK, adapter, protocols[name], seed=seed)
     for name, (_, adapter) in ZOO.items()
     for seed in seeds
 }
+
+# %%
+task = ht.load_task(TASK)
+store = working_store(profile)
 sweep = ht.sweep(specs.values(), store).assign(method=[name for name, _ in specs])
 assert sweep["score"].notna().all(), sweep["reason"].tolist()
 print("sources of the fusion:", *store.run(specs["AdapterFusion", 0].key).info["train_info"]["sources"])
@@ -211,7 +214,7 @@ counts[list(commas)].map("{:,}".format).join(scores.round(3)).rename(columns={"c
 
 # %% tags=["nbval-check-output"]
 REFERENCE = "../data/reference_runs"
-results = ht.RunStore(os.environ.get("HADAMARD_STORE") or REFERENCE)
+results = ht.RunStore(REFERENCE)
 tried = results.only(f"{REFERENCE}/rates.toml").load().query("headline and split == 'validation'")
 tried = tried.assign(rate=[json.loads(text)["learning_rate"] for text in tried["protocol"]])
 tried = tried.groupby(["method", "rate"])["value"].mean().unstack().sort_index()

@@ -13,9 +13,8 @@
 # K = 100, 500 and 1,000 and five seeds. Scores to read come from reference runs with a smaller budget, made beforehand; where they
 # are used, the text says so.
 
-# %%
+# %% tags=["runs"]
 import os
-import tempfile
 
 import pandas as pd
 import torch
@@ -24,6 +23,7 @@ from transformers import BertConfig
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.runs.plan import load_plan
+from hadamard_toolkit.runs.working import working_store
 
 profile = os.environ.get("HADAMARD_PROFILE", "smoke")
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -49,7 +49,7 @@ print(f"profile: {profile}, device: {device}")
 # The variants of 2024 are stacks of parts that the library has anyway. We know their structure from descriptions, not from their
 # code: the prompt has no gate here, and neither has (IA)³.
 
-# %%
+# %% tags=["runs"]
 METHODS = {
     "HeadOnly": ht.HeadOnly(),
     "UniPELT, no gates": ht.UniPELT(gated=None),
@@ -165,7 +165,7 @@ for mode in ("original", "masked"):
 # download beyond the embedded suite; the `paper` profile adds the GLUE tasks it finds. The seed draws the K rows, and the same rows go
 # to every method. One learning rate serves all, HeadOnly included, as in UniPELT's protocol; tuning it per method could change the order.
 
-# %%
+# %% tags=["runs"]
 FILMS = "embedded/movies-polarity"
 small = {"epochs": 1, "max_length": 16, "validation_rows": 32, "test_rows": 64}
 sizes, seeds, settings = (
@@ -179,7 +179,6 @@ for name in () if profile == "smoke" else ("sst2", "mrpc", "cola", "rte", "qnli"
     except DataError as error:
         print(f"left out: {error}")
 
-store = ht.RunStore(os.environ.get("HADAMARD_STORE") or tempfile.mkdtemp())
 grid = {
     (task, method, k, seed): ht.RunSpec(
         "minilm-l6", task, adapter, ht.protocols.unipelt(k=k, **settings), seed=seed
@@ -189,6 +188,9 @@ grid = {
     for method, adapter in METHODS.items()
     for seed in seeds
 }
+
+# %%
+store = working_store(profile)
 sweep = ht.sweep(grid.values(), store)
 failed = sweep[sweep["score"].isna()]  # a task with too few rows for K and the 1,000 beside them
 for task, reason in failed[["task", "reason"]].drop_duplicates().itertuples(index=False):
@@ -208,7 +210,7 @@ summary["shown"].unstack("rows")
 # %% tags=["nbval-check-output"]
 REFERENCE = "../data/reference_runs"
 plan = {spec.key: spec for spec in load_plan(f"{REFERENCE}/unipelt.toml")}
-results = ht.RunStore(os.environ.get("HADAMARD_STORE") or REFERENCE).only(plan.values())
+results = ht.RunStore(REFERENCE).only(plan.values())
 names = {adapter: name for name, adapter in METHODS.items()}
 names |= {ht.LoRA(): "LoRA", ht.FullFineTuning(): "full fine-tuning"}
 ORDER = ["HeadOnly", "full fine-tuning", *list(METHODS)[1:]]
@@ -297,7 +299,7 @@ for (name, reading), rows in found_gains.items():
 # The same adapters, once with a trained head and once with a head that stays random. A gap between the two columns is the head's, and
 # nothing of it may be credited to a mixture.
 
-# %%
+# %% tags=["runs"]
 most = max(sizes)
 policies = {
     (name, policy, seed): ht.RunSpec(
@@ -307,6 +309,8 @@ policies = {
     for policy in ("trained", "frozen-random")
     for seed in list(seeds)[: 1 if profile == "smoke" else None]
 }
+
+# %%
 heads = pd.DataFrame(list(policies), columns=["method", "head", "seed"])
 heads["score"] = ht.sweep(policies.values(), store)["score"]
 print(f"K = {most}, {heads['seed'].nunique()} seed(s)")
@@ -340,7 +344,7 @@ print(spread.round(3).to_string())
 # library; a specification can be written down without the data, and gets its name at once. Running it needs the data: a local
 # folder (`HADAMARD_DATA`) or the hub. Only the `paper` profile runs them, and says which it could not find.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "runs"]
 few = ht.protocols.unipelt(k=500, validation_rows=None, max_length=256)
 span = ht.protocols.squad(learning_rate=5e-4, train_rows=500, epochs=10)
 protocols = dict.fromkeys(("chemprot", "acl-arc", "agnews", "imdb"), few) | {"squad": span}
@@ -388,13 +392,13 @@ print(
 # method, same labels, other backbone. Labels and test texts are never read, and the adapted backbone is kept, so all methods and seeds
 # share it.
 
-# %%
+# %% tags=["runs"]
 tapt = ht.protocols.tapt() if profile == "paper" else ht.protocols.tapt(rows=64, max_length=32, epochs=1)
 steps = {"none": (), "TAPT": (tapt,)}
 if profile == "paper":
     domain = ht.protocols.dapt("embedded/movies")
     steps |= {"DAPT": (domain,), "DAPT + TAPT": (domain, tapt)}
-plan = {
+further = {
     (before, method, seed): ht.RunSpec(
         "minilm-l6",
         FILMS,
@@ -406,8 +410,10 @@ plan = {
     for method in ("HeadOnly", "UniPELT")
     for seed in list(seeds)[: 1 if profile == "smoke" else None]
 }
-adapted = pd.DataFrame(list(plan), columns=["pretraining", "method", "seed"])
-adapted["score"] = ht.sweep(plan.values(), store)["score"]
+
+# %%
+adapted = pd.DataFrame(list(further), columns=["pretraining", "method", "seed"])
+adapted["score"] = ht.sweep(further.values(), store)["score"]
 adapted.groupby(["pretraining", "method"], sort=False)["score"].agg(["mean", "std", "count"]).round(3)
 
 # %% [markdown]
@@ -428,7 +434,7 @@ print(rows.reindex(["none", "TAPT", "DAPT", "DAPT + TAPT"]).astype(object).filln
 # The record of a run says what was read, and where it came from:
 
 # %% tags=["nbval-check-output"]
-[read] = store.run(plan["TAPT", "UniPELT", 0].key).info["meta_info"]["pretraining"]
+[read] = store.run(further["TAPT", "UniPELT", 0].key).info["meta_info"]["pretraining"]
 print("text of", ", ".join(origin["task"] for origin in read["origin"]))
 print(f"{read['rows']} texts in {read['updates']} updates, {read['held_out_rows']} more to measure on")
 print("training texts that are test texts too, and were left out:", read["test_texts_dropped"])

@@ -13,7 +13,7 @@
 # One remark on words: `sparsity` is the share **removed** here, as in the paper. In the paper's code the option of that name is the
 # share kept.
 
-# %%
+# %% tags=["runs"]
 import itertools
 import os
 import tempfile
@@ -24,6 +24,7 @@ from scipy.stats import ttest_1samp
 from transformers import BertConfig
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.runs.working import working_store
 
 profile = os.environ.get("HADAMARD_PROFILE", "smoke")
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -75,7 +76,7 @@ _ = attachment.detach()
 # (`maskable="all"`). AdapterFusion stands apart: it is attention over *trained* adapters of other tasks, and only its own query, key and
 # value are maskable. So two single-task adapters come first, trained and saved.
 
-# %%
+# %% tags=["runs"]
 small = {
     "train_rows": 96,
     "validation_rows": 32,
@@ -86,6 +87,15 @@ small = {
     "learning_rate": 1e-3,
 }
 protocol = ht.protocols.sparse_adapter(**({} if profile == "paper" else small))
+adapters = {
+    "Houlsby": ht.Houlsby(bottleneck=32, init="normal"),
+    "Pfeiffer": ht.Pfeiffer(init="normal"),
+    "LoRA": ht.LoRA(init="normal"),
+    "MAM": ht.MAM(length=16, bottleneck=16, scale=2.0, init="normal"),
+    "AdapterFusion": None,  # made by ht.fuse from the two below
+}
+
+# %%
 place, sources = tempfile.mkdtemp(), {}
 for source in ("movies", "products"):
     host, _ = ht.load_backbone("minilm-l6")
@@ -93,14 +103,6 @@ for source in ("movies", "products"):
     ht.train(single, ht.load_task(f"embedded/{source}-polarity"), tokenizer, protocol)
     sources[source] = f"{place}/{source}"
     single.save(sources[source])
-
-adapters = {
-    "Houlsby": ht.Houlsby(bottleneck=32, init="normal"),
-    "Pfeiffer": ht.Pfeiffer(init="normal"),
-    "LoRA": ht.LoRA(init="normal"),
-    "MAM": ht.MAM(length=16, bottleneck=16, scale=2.0, init="normal"),
-    "AdapterFusion": None,  # made by ht.fuse from the two above
-}
 
 
 def attach(name: str) -> ht.Attachment:
@@ -297,8 +299,7 @@ for name in adapters:
 # A `RunSpec` takes a `Sparsity`: scorer, share, scope, rounds, and the control to train in the mask's place. Examples for scoring are
 # drawn from the rows that the run trains on, never from those it selects the epoch on. One run, here and now, on 96 rows:
 
-# %% tags=["nbval-check-output"]
-store = ht.RunStore(tempfile.mkdtemp())
+# %% tags=["runs"]
 spec = ht.RunSpec(
     "minilm-l6",
     "embedded/tweets-polarity",
@@ -306,6 +307,9 @@ spec = ht.RunSpec(
     protocol,
     ht.Sparsity("snip", 0.8, examples=16),
 )
+
+# %% tags=["nbval-check-output"]
+store = working_store(profile)
 run = ht.run(spec, store)
 masks = store.masks(run.key)
 print(f"scorer {masks.provenance['scorer']}, {masks.density:.3f} of {masks.entries:,} entries kept")
@@ -315,12 +319,12 @@ print(f"weights from seed {masks.init_seed}, examples from seed {masks.data_seed
 # Its score says nothing yet. The runs that do were made beforehand, from the plan files
 # [`sparse.toml`](../data/reference_runs/sparse.toml) and [`sparse_others.toml`](../data/reference_runs/sparse_others.toml), and
 # are committed without their weights, masks included: all six scorers at four sparsities with the controls of SNIP at 80 %, 320 training
-# rows, the epoch selected on held-out rows, one learning rate for all. The tables say how much of the plans has been run. `hadamard sweep PLAN --store DIR` makes them again, or, with
-# `HADAMARD_STORE`, the tables below are those of your own store.
+# rows, the epoch selected on held-out rows, one learning rate for all. The tables say how much of the plans has been run.
+# `hadamard sweep PLAN --store DIR` makes them again.
 
 # %%
 REFERENCE = "../data/reference_runs"
-results = ht.RunStore(os.environ.get("HADAMARD_STORE") or REFERENCE)
+results = ht.RunStore(REFERENCE)
 plans = [f"{REFERENCE}/sparse.toml", f"{REFERENCE}/sparse_others.toml"]
 scores = [ht.studies.sparse_table(results.only(plan)) for plan in plans]
 for table in scores:

@@ -340,6 +340,19 @@ def test_doctor_tells_present_from_missing_from_broken(
     assert "is damaged" in found["tiny"]
 
 
+def test_doctor_names_a_cache_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "file" / "cache"))
+    assert cli.main(["doctor"]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    (found,) = [line for line in lines if line.split()[1] == "cache"]
+    assert "cache" in last
+    assert found.startswith("!!")
+    assert "cannot be written to (Not a directory); set HADAMARD_CACHE" in found
+
+
 def test_doctor_compares_versions_with_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["torch>=2.11,<3", "ray>=2.45; extra == 'ray'"]
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)

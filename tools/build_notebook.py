@@ -7,8 +7,10 @@ state, interpreter version or random cell ids.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -22,7 +24,7 @@ from nbformat import NotebookNode
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a random model that is not stored
-TIMEOUT = 3600  # seconds for one cell
+TIMEOUT = 3600  # seconds for one cell, but in the paper profile: its cells may train for as long as they need
 QUIET = 15  # seconds without a sign of life
 
 
@@ -41,7 +43,7 @@ def read_script(script: Path) -> NotebookNode:
 
 
 def execute(notebook: NotebookNode, folder: Path, name: str = "") -> None:
-    """Run every cell in a fresh kernel whose working folder is `folder`; an error in a cell is raised.
+    """Run every cell in a fresh kernel whose working folder is `folder`; an error in a cell, and Ctrl-C, are raised.
 
     A long run says every now and then which cell of `name` it has reached.
     """
@@ -54,19 +56,42 @@ def execute(notebook: NotebookNode, folder: Path, name: str = "") -> None:
             reached = f"cell {cell_index + 1} of {len(notebook.cells)} done"
             print(f"{name}: {now - start:.0f} s, {reached}", flush=True)
 
-    NotebookClient(
+    interrupted = False
+
+    def stop_on_interrupt(**_: object) -> None:
+        """In place of nbclient's own handler, which shows several tracebacks."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop() -> None:
+            nonlocal interrupted
+            interrupted = True
+            loop.set_exception_handler(lambda *_: None)  # nbclient's own tasks complain of the kernel's end
+            task.cancel()
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, stop)
+
+    client = NotebookClient(
         notebook,
-        timeout=TIMEOUT,
+        timeout=None if os.environ.get("HADAMARD_PROFILE") == "paper" else TIMEOUT,
         kernel_name=KERNELSPEC["name"],
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
+        on_notebook_start=stop_on_interrupt,
         on_cell_complete=report,
         extra_arguments=[
-            "--log-level=ERROR"
-        ],  # else each kernel remarks that its local ports are not encrypted
-    ).execute()
+            "--log-level=CRITICAL"
+        ],  # else each kernel remarks that its local ports are not encrypted, and tells of every interrupt
+    )
+    try:
+        client.execute()
+    except (asyncio.CancelledError, Exception):  # whichever of all that hear the interrupt is the first
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def tidy(notebook: NotebookNode) -> None:
@@ -119,6 +144,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    except KeyboardInterrupt:
+        print(f"{arguments.script.name}: interrupted; runs in a lasting store are kept", file=sys.stderr)
+        return 130
     print(
         f"{arguments.script.name}: {time.perf_counter() - start:.0f} s, wrote {arguments.target}", flush=True
     )

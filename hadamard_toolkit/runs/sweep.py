@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -204,22 +206,22 @@ def _processes(specs: list[RunSpec], store: RunStore, workers: int | None) -> It
     _check_main()
     while queue:
         in_hand: dict[Future[Attempt], RunSpec] = {}
-        pool = _pool(size, devices)
-        begun = pool.submit(_nothing)
-        try:
-            while queue or in_hand:
-                while queue and len(in_hand) < size:  # no more, so that a dead worker leaves few suspects
-                    in_hand[pool.submit(attempt_run, queue[0], store)] = queue[0]
-                    queue.popleft()
-                for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
-                    result = future.result()
-                    del in_hand[future]
-                    yield result
-        except BrokenProcessPool:  # the suspects follow, one by one, unless no run has even begun
-            if not begun.done() or begun.exception() is not None:
-                raise ArgumentError(f"engine='processes' cannot start a worker process: {_GUARD}") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with _workers(size, devices) as pool:
+            begun = pool.submit(_nothing)
+            try:
+                while queue or in_hand:
+                    while queue and len(in_hand) < size:  # no more, so that a dead worker leaves few suspects
+                        in_hand[pool.submit(attempt_run, queue[0], store)] = queue[0]
+                        queue.popleft()
+                    for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        del in_hand[future]
+                        yield result
+            except BrokenProcessPool:  # the suspects follow, one by one, unless no run has even begun
+                if not begun.done() or begun.exception() is not None:
+                    raise ArgumentError(
+                        f"engine='processes' cannot start a worker process: {_GUARD}"
+                    ) from None
         for spec in in_hand.values():
             yield _alone(spec, store, devices)
 
@@ -247,13 +249,28 @@ def _nothing() -> None:
 
 def _alone(spec: RunSpec, store: RunStore, devices: int) -> Attempt:
     """A run in a process of its own: if that dies too, the run is to blame."""
-    with _pool(1, devices) as pool:
+    with _workers(1, devices) as pool:
         try:
             return pool.submit(attempt_run, spec, store).result()
         except BrokenProcessPool:
             error = WorkerError("the worker process died (killed from outside, or out of memory)")
             store.add_failure(spec, error)
             return Attempt(spec, "failed", _one_line(error))
+
+
+@contextmanager
+def _workers(size: int, devices: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool; where the block is interrupted, its workers end at once instead of finishing the runs in hand."""
+    others = set(multiprocessing.active_children())
+    pool = _pool(size, devices)
+    try:
+        yield pool
+    except (KeyboardInterrupt, GeneratorExit):
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _pool(size: int, devices: int) -> ProcessPoolExecutor:
@@ -267,6 +284,9 @@ def _pool(size: int, devices: int) -> ProcessPoolExecutor:
 
 def _start_worker(threads: int, slots: Any) -> None:
     """One GPU and a share of the cores for this worker, whose own progress bars would only garble the sweep's."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C in a terminal reaches all: the sweep ends its workers
     os.environ["HADAMARD_PROGRESS"] = "0"
     os.environ["OMP_NUM_THREADS"] = str(threads)
     device = slots.get()

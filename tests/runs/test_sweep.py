@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -165,6 +166,32 @@ def test_only_the_run_that_kills_its_process_is_blamed(
     assert len(attempts) == 5
 
 
+def sleeps(spec: RunSpec, store: RunStore) -> Attempt:
+    """A run of a minute."""
+    time.sleep(60)
+    return Attempt(spec, "done")
+
+
+def light_pool(size: int, devices: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"))
+
+
+def test_interrupt_ends_the_workers_at_once(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_pool", light_pool)
+    monkeypatch.setattr(module, "attempt_run", sleeps)
+    monkeypatch.setattr(module, "wait", interrupted)
+    others, begun = set(multiprocessing.active_children()), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sweep([make_spec()], tmp_path, engine="processes", workers=1)
+    assert time.monotonic() - begun < 50
+    assert set(multiprocessing.active_children()) <= others
+
+
 def pool_that_cannot_start(size: int, devices: int) -> ProcessPoolExecutor:
     """Its workers die before their first task, as those of a script without a main guard do."""
     context = multiprocessing.get_context("spawn")
@@ -261,7 +288,7 @@ def test_run_that_cannot_be_written_is_saved_to_a_place_that_is_named(
 def test_worker_sees_one_gpu_and_its_share_of_cores(
     monkeypatch: pytest.MonkeyPatch, visible: str, slot: int | None, expected: str
 ) -> None:
-    threads = torch.get_num_threads()
+    threads, on_interrupt = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     for name, value in (
         ("CUDA_VISIBLE_DEVICES", visible),
         ("OMP_NUM_THREADS", "7"),
@@ -272,7 +299,9 @@ def test_worker_sees_one_gpu_and_its_share_of_cores(
         module._start_worker(1, SimpleNamespace(get=lambda: slot))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
         assert (torch.get_num_threads(), os.environ["HADAMARD_PROGRESS"]) == (1, "0")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # whoever sweeps ends its workers
     finally:
+        signal.signal(signal.SIGINT, on_interrupt)
         torch.set_num_threads(threads)
 
 
