@@ -105,6 +105,14 @@ def test_controls_are_seeded() -> None:
     assert control(masks, "reinitialised", 1).init_seed != control(masks, "reinitialised", 2).init_seed
 
 
+def test_each_control_draws_its_own_noise() -> None:
+    # of a vector without rows both are permutations
+    masks = ht.sparsify(attached(ht.Hadamard(norm=None)), scorer="random", sparsity=0.5, maskable="vectors")
+    shuffled, margins = (flat(control(masks, name, seed=1)) for name in ("shuffled", "margins"))
+    assert shuffled.sum() == margins.sum() == flat(masks).sum()
+    assert not torch.equal(shuffled, margins)
+
+
 def test_a_control_attaches_with_its_own_weights() -> None:
     masks = made()
     again = control(masks, "reinitialised").attach(tiny_model("bert"))

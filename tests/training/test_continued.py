@@ -167,6 +167,14 @@ def test_text_is_different_training_text_and_never_test_text() -> None:
         gather(ContinuedPretraining(), text_task(["a", "b"], ["b", "c"]))
 
 
+def test_no_text_of_a_second_test_split_is_trained_on() -> None:
+    task = text_task(["a", "b", "c", "d"], ["c"])
+    task.splits["test_mismatched"] = in_memory({"text": ["d", "e"], "label": [0, 1]})
+    corpus = gather(ContinuedPretraining(), task)
+    assert sorted(corpus.texts + corpus.held_out) == ["a", "b"]
+    assert corpus.record["test_texts_dropped"] == 2
+
+
 def test_rows_limit_the_text_and_held_out_text_is_apart() -> None:
     corpus = gather(ContinuedPretraining(rows=40), TASK)
     assert (len(corpus.texts), len(corpus.held_out)) == (40, 2)

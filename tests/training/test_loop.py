@@ -97,6 +97,17 @@ def test_stage_two_leaves_the_head_of_stage_one_alone() -> None:
     assert torch.equal(two.model.classifier.weight, one.model.classifier.weight)
 
 
+@pytest.mark.parametrize(
+    "adapter", [ht.PromptTuning(length=3), ht.PrefixTuning(length=3), ht.Houlsby(bottleneck=4, init="normal")]
+)
+def test_stage_one_without_a_cache_is_on_the_bare_backbone_too(adapter: Any) -> None:
+    protocol = shortly(stage_one="full", head_epochs=1, epochs=1)
+    two, one = (ht.attach(tiny_bert(**STILL), method) for method in (adapter, ht.HeadOnly()))
+    go(two, protocol=protocol)
+    go(one, protocol=protocol)
+    assert torch.equal(two.model.classifier.weight, one.model.classifier.weight)
+
+
 def test_full_fine_tuning_trains_the_backbone() -> None:
     attachment = ht.attach(tiny_bert(), ht.FullFineTuning())
     before = attachment.state_dict()
