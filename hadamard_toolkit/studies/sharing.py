@@ -220,6 +220,7 @@ def fieller(above: np.ndarray, below: np.ndarray, *, level: float = 0.95) -> tup
 
     It holds every r for which a paired t test of above - r * below does not reject a mean of zero. NaN for its ends
     with fewer than two pairs, or where zero is a possible mean of `below`: then the set is not an interval.
+    Generalises to: other pairs of the kind that was given, such as other tasks.
     """
     above, below = np.asarray(above, float), np.asarray(below, float)
     count, top, bottom = len(above), above.mean(), below.mean()
