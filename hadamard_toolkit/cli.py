@@ -111,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     many.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, or per two cores)")
     many.add_argument(
+        "--bank",
+        type=_bank_size,
+        default="auto",
+        metavar="N",
+        help="runs trained in one pass at most: auto (where that is faster), or a number (default: auto; 1: none)",
+    )
+    many.add_argument(
         "--dry-run", action="store_true", help="only say what is missing, and how long it may take"
     )
     many.set_defaults(command=_sweep)
@@ -304,6 +311,10 @@ def _print_table(columns: dict[str, Any]) -> None:
         print("  ".join(line).rstrip())
 
 
+def _bank_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from hadamard_toolkit.cli_sweep import announce, do_sweep
     from hadamard_toolkit.runs.plan import load_plan
@@ -313,7 +324,7 @@ def _sweep(options: argparse.Namespace) -> int:
     store, specs = RunStore(options.store, keep=options.keep), load_plan(options.plan)
     missing = announce(options.plan, specs, store, options.engine, options.workers)
     if not options.dry_run:
-        return do_sweep(specs, store, options.engine, options.workers)
+        return do_sweep(specs, store, options.engine, options.workers, bank=options.bank)
     for spec in missing:
         print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
     return 0

@@ -24,10 +24,17 @@ def announce(
     return missing
 
 
-def do_sweep(specs: Sequence[RunSpec], store: RunStore, engine: str, workers: int | None) -> int:
+def do_sweep(
+    specs: Sequence[RunSpec],
+    store: RunStore,
+    engine: str,
+    workers: int | None,
+    *,
+    bank: int | str = "auto",
+) -> int:
     """Sweep, saying how far it is and what became of each run; 1 unless all is well."""
     report = None if visible() else lambda line: print(line, flush=True)
-    table = sweep(specs, store, engine, workers, report=report)
+    table = sweep(specs, store, engine, workers, bank=bank, report=report)
     counts = table["status"].value_counts()
     print(
         ", ".join(

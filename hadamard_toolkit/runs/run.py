@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,19 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from hadamard_toolkit.adapters.attachment import Attachment
     from hadamard_toolkit.runs.fused import Sources
+    from hadamard_toolkit.tasks.base import Task
     from hadamard_toolkit.training.features import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
+    from hadamard_toolkit.training.stages import OnStep
 
 
-def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
+def run(
+    spec: RunSpec, store: RunStore | str | Path | None = None, *, more: Mapping[str, Any] | None = None
+) -> Run:
     """Train what `spec` says and return the finished run, `Run.attachment` included.
 
     An `AdapterFusion` has two phases: first the adapters of its `tasks`, each a run of its own with the same backbone,
@@ -38,7 +44,8 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     again; then `attachment` is None and `Run.restore` loads it. If that run was made from other content than lies here
     now under the names of its backbone and task, it is a `DataError`; `RunStore.outdated` lists such runs. A failure
     is recorded with its reason and raised. A store that cannot be written to is a `StoreError` before anything is
-    trained; where writing fails later, the `UnsavedRunError` carries the trained run.
+    trained; where writing fails later, the `UnsavedRunError` carries the trained run. `more` are facts for its
+    `train_info`.
 
     The seed is set before anything is built: on one machine, with the same number of threads, the same spec gives
     the same bytes on the CPU.
@@ -57,12 +64,18 @@ def run(spec: RunSpec, store: RunStore | str | Path | None = None) -> Run:
     except Exception as error:
         store.add_failure(spec, error)
         raise
+    done.info["train_info"] |= more or {}
     if PartialState().is_main_process:  # of several that train one run together, one records it
-        try:
-            store.add(done)
-        except Exception as error:  # a full disk has as many classes of error as there are writers
-            raise UnsavedRunError(done, store, error) from error
+        record(done, store)
     return done
+
+
+def record(done: Run, store: RunStore) -> None:
+    """Write a trained run; `UnsavedRunError` carries it where that fails."""
+    try:
+        store.add(done)
+    except Exception as error:  # a full disk has as many classes of error as there are writers
+        raise UnsavedRunError(done, store, error) from error
 
 
 def _train(spec: RunSpec, store: RunStore | None = None) -> Run:
@@ -73,69 +86,96 @@ def _train(spec: RunSpec, store: RunStore | None = None) -> Run:
 
 
 def _train_over(spec: RunSpec, under: Sources) -> Run:
+    from hadamard_toolkit.training.loop import train
+
+    environment.reset_peak_memory()
+    begun = time.perf_counter()
+    made = prepare(spec, under)
+    outcome = train(
+        made.attachment,
+        made.task,
+        made.tokenizer,
+        replace(spec.protocol, pretraining=()),
+        seed=spec.seed,
+        feature_store=features_of_process(),
+        on_step=made.on_step,
+    )
+    made.times["total"] = time.perf_counter() - begun
+    return finished(made, outcome, under.record())
+
+
+@dataclass
+class Prepared:
+    """A run up to its training."""
+
+    spec: RunSpec
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    attachment: Attachment
+    on_step: OnStep | None
+    made_from: dict[str, Any]
+    pretraining: list[dict[str, Any]]
+    started: datetime
+    times: dict[str, float]
+
+
+def prepare(spec: RunSpec, under: Sources, load_task: Callable[[str], Task] | None = None) -> Prepared:
+    """Load, attach and prune what `spec` says."""
     from accelerate.utils import set_seed
 
     from hadamard_toolkit.adapters.attachment import attach
     from hadamard_toolkit.backbones import backbone_provenance, load_backbone
-    from hadamard_toolkit.tasks.registry import load_task
+    from hadamard_toolkit.tasks.registry import load_task as load
     from hadamard_toolkit.training.continued import adapt
-    from hadamard_toolkit.training.loop import train
     from hadamard_toolkit.training.scoring import prune_for_run
 
     started, times = datetime.now(UTC), {"load": 0.0}
-    environment.reset_peak_memory()
-    with _timed(times, "total"):
-        with _timed(times, "load"):
-            set_seed(spec.seed)
-            task = load_task(spec.task)
-            model, tokenizer = load_backbone(
-                spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed
+    with _timed(times, "load"):
+        set_seed(spec.seed)
+        task = (load_task or load)(spec.task)
+        model, tokenizer = load_backbone(spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed)
+        made_from = {
+            "backbone": backbone_provenance(spec.backbone),
+            "task": {
+                "head": task.head,
+                "labels": task.n_labels,
+                **task.provenance,
+                "content": task.content(),
+            },
+        }
+    pretraining: list[dict[str, Any]] = []
+    if spec.protocol.pretraining:
+        with _timed(times, "pretraining"):
+            pretraining = adapt(model, spec.backbone, task, spec.protocol.pretraining)
+            set_seed(spec.seed)  # the same state whether it was done or found
+    attachment = attach(model, spec.adapter, seed=spec.seed)
+    under.load(attachment)
+    on_step = None
+    if spec.sparsity is not None:
+        with _timed(times, "sparsify"):
+            attachment, on_step = prune_for_run(
+                attachment, spec.sparsity, task, tokenizer, spec.protocol, seed=spec.seed
             )
-            made_from = {
-                "backbone": backbone_provenance(spec.backbone),
-                "task": {
-                    "head": task.head,
-                    "labels": task.n_labels,
-                    **task.provenance,
-                    "content": task.content(),
-                },
-            }
-        pretraining: list[dict[str, Any]] = []
-        if spec.protocol.pretraining:
-            with _timed(times, "pretraining"):
-                pretraining = adapt(model, spec.backbone, task, spec.protocol.pretraining)
-                set_seed(spec.seed)  # the same state whether it was done or found
-        attachment = attach(model, spec.adapter, seed=spec.seed)
-        under.load(attachment)
-        on_step = None
-        if spec.sparsity is not None:
-            with _timed(times, "sparsify"):
-                attachment, on_step = prune_for_run(
-                    attachment, spec.sparsity, task, tokenizer, spec.protocol, seed=spec.seed
-                )
-                under.load(attachment)  # again: it may be a new one (the control with other initial weights)
-        outcome = train(
-            attachment,
-            task,
-            tokenizer,
-            replace(spec.protocol, pretraining=()),
-            seed=spec.seed,
-            feature_store=_features(cache_folder() / "features"),
-            on_step=on_step,
-        )
+            under.load(attachment)  # again: it may be a new one (the control with other initial weights)
+    return Prepared(spec, task, tokenizer, attachment, on_step, made_from, pretraining, started, times)
+
+
+def finished(made: Prepared, outcome: Outcome, more: Mapping[str, Any]) -> Run:
+    """The run that `outcome` makes of what was prepared; `more` goes into its `train_info`."""
+    spec, task, attachment = made.spec, made.task, made.attachment
     info = {
         "rows": outcome.details["parts"],
-        "run_info": {"started": started.isoformat(timespec="seconds"), "git": environment.git_state()},
+        "run_info": {"started": made.started.isoformat(timespec="seconds"), "git": environment.git_state()},
         "train_info": {
             **_details(outcome),
             **_sparsity(attachment),
-            **under.record(),
+            **more,
             "peak_memory": environment.peak_memory(),
         },
         "meta_info": {
             **_meta(attachment),
-            **made_from,
-            **({"pretraining": pretraining} if pretraining else {}),
+            **made.made_from,
+            **({"pretraining": made.pretraining} if made.pretraining else {}),
         },
     }
     return Run(
@@ -144,7 +184,7 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
         headline=task.metric,
         history=pd.DataFrame(outcome.history),
         counts=attachment.count(),
-        times={**outcome.times, **times},
+        times={**outcome.times, **made.times},
         info=info,
         predictions=_predictions(outcome),
         answers=outcome.answers,
@@ -152,9 +192,13 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
     )
 
 
+def features_of_process() -> FeatureStore:
+    """One per process, so that runs of other seeds and methods find the features of stage one in memory."""
+    return _features(cache_folder() / "features")
+
+
 @cache
 def _features(folder: Path) -> FeatureStore:
-    """One per process, so that runs of other seeds and methods find the features of stage one in memory."""
     from hadamard_toolkit.training.features import FeatureStore
 
     return FeatureStore(folder)

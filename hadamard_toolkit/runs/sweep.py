@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,11 +21,12 @@ from typing import Any
 import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError, check_choice, check_range
+from hadamard_toolkit.runs.bank import AUTO, Bank, Job, check_bank_size, jobs, run_bank, specs_of
 from hadamard_toolkit.runs.environment import usable_cores
 from hadamard_toolkit.runs.made_from import Here
-from hadamard_toolkit.runs.record import describe
+from hadamard_toolkit.runs.record import Run, describe
 from hadamard_toolkit.runs.rescue import rescue
-from hadamard_toolkit.runs.run import run
+from hadamard_toolkit.runs.run import record, run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
 
@@ -48,7 +49,7 @@ class Attempt:
     reason: str = ""
 
 
-Engine = Callable[[list[RunSpec], RunStore, int | None], Iterator[Attempt]]
+Engine = Callable[[list[Job], RunStore, int | None], Iterator[Attempt]]
 
 
 def sweep(
@@ -57,6 +58,7 @@ def sweep(
     engine: str = "inline",
     workers: int | None = None,
     *,
+    bank: int | str = AUTO,
     report: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Do the runs of `specs` that `store` lacks, and say what became of each.
@@ -68,6 +70,11 @@ def sweep(
         (`pip install hadamard_toolkit[ray]`; `RAY_ADDRESS` names it), `workers` at a time; the store must be on
         a file system that all its machines share.
     workers: runs at a time; None: one per GPU, or one per two cores where there is none.
+    bank: how many runs that fit together (the same backbone, adapter, shape of the head and size of batch; any seeds,
+        rates, epochs and tasks) are trained in one pass at most, see `training.bank`; 1: none. `"auto"` forms banks
+        where they are faster: on a GPU, and on a processor for batches of up to 8 rows. Each run is recorded as its
+        own, and `train_info` says `bank`, or `bank_refused` with the reason why it was trained alone. A run in a bank
+        is that run up to rounding and the dropout that is drawn; `bank=1` gives the bytes that `run` gives.
     report: called with one line of text per finished run, estimate of the end included, for logs; a progress bar
         shows the same in a terminal and in Jupyter.
 
@@ -88,6 +95,7 @@ def sweep(
     check_choice("engine", engine, ENGINES)
     if workers is not None:
         check_range("workers", workers, least=1, **({"most": 1} if engine == "inline" else {}))
+    check_bank_size(bank)
     store, plan = as_store(store), list(dict.fromkeys(specs))
     if wrong := [spec for spec in plan if not isinstance(spec, RunSpec)]:
         raise ArgumentError(f"specs holds {wrong[0]!r}; every one must be a RunSpec")
@@ -97,7 +105,7 @@ def sweep(
     became = {spec: Attempt(spec, "present") for spec in plan if spec in store}
     here = Here()
     unfit = [attempt for spec in became if (attempt := _damaged(spec, store) or _outdated(spec, store, here))]
-    attempts = chain(unfit, ENGINES[engine](missing, store, workers))
+    attempts = chain(unfit, ENGINES[engine](jobs(missing, bank), store, workers))
     for attempt in _with_progress(attempts, len(unfit) + len(missing), report):
         became[attempt.spec] = attempt
     return pd.DataFrame([_summary(became[spec], store) for spec in plan], columns=list(_SUMMARY))
@@ -166,18 +174,85 @@ def duration(seconds: float) -> str:
 
 def attempt_run(spec: RunSpec, store: RunStore) -> Attempt:
     """Claim a spec, do it unless it is done, and never raise for a run that fails. This is what workers execute."""
+    return attempt_bank(Bank((spec,)), store)[0]
+
+
+def _failed(spec: RunSpec, error: Exception) -> Attempt:
+    kept = rescue(error)
+    return Attempt(spec, "failed", _one_line(error) + (f"; it is saved in {kept}" if kept else ""))
+
+
+def attempt_bank(bank: Bank, store: RunStore) -> list[Attempt]:
+    """The same for the runs of a bank, together if they are several."""
+    became, mine = [], []
+    with ExitStack() as claims:
+        for spec in bank.specs:
+            try:
+                if not claims.enter_context(store.claim(spec)):
+                    became.append(Attempt(spec, "elsewhere", "another process is at it"))
+                elif spec in store:
+                    became.append(Attempt(spec, "done"))
+                else:
+                    mine.append(spec)
+            except Exception as error:
+                became.append(_failed(spec, error))
+        return became + _together(mine, store, bank.refused)
+
+
+def _together(specs: list[RunSpec], store: RunStore, refused: str) -> list[Attempt]:
+    """Claimed runs as a bank, as two where memory does not suffice, or one by one where they cannot be a bank."""
+    import torch
+
+    too_large = False
+    if len(specs) > 1 and not refused:
+        try:
+            found = run_bank(specs)
+            return [_recorded(spec, done, store) for spec, done in zip(specs, found, strict=True)]
+        except torch.OutOfMemoryError:
+            too_large = True  # to be dealt with outside of the block: the error holds what it is about
+        except Exception as error:
+            refused = _one_line(error)
+        finally:
+            gc.collect()
+    if too_large:
+        torch.cuda.empty_cache()
+        half = len(specs) // 2
+        return _together(specs[:half], store, "") + _together(specs[half:], store, "")
+    return [_alone_here(spec, store, refused) for spec in specs]
+
+
+def _recorded(spec: RunSpec, done: Run | Exception, store: RunStore) -> Attempt:
     try:
-        with store.claim(spec) as mine:
-            if not mine:
-                return Attempt(spec, "elsewhere", "another process is at it")
-            if spec not in store:
-                run(spec, store)
+        if isinstance(done, Exception):
+            store.add_failure(spec, done)
+            raise done
+        record(done, store)
     except Exception as error:
-        kept = rescue(error)
-        return Attempt(spec, "failed", _one_line(error) + (f"; it is saved in {kept}" if kept else ""))
+        return _failed(spec, error)
+    done.attachment = None  # with it goes a whole model
+    return Attempt(spec, "done")
+
+
+def _alone_here(spec: RunSpec, store: RunStore, refused: str) -> Attempt:
+    try:
+        run(spec, store, **({"more": {"bank_refused": refused}} if refused else {}))
+    except Exception as error:
+        return _failed(spec, error)
     finally:
         gc.collect()  # hooks and modules refer to each other; a GPU should not have to wait for the collector
     return Attempt(spec, "done")
+
+
+def _doing(job: Job) -> Callable[[Any, RunStore], Attempt | list[Attempt]]:
+    return attempt_bank if isinstance(job, Bank) else attempt_run
+
+
+def _attempt_job(job: Job, store: RunStore) -> list[Attempt]:
+    return _each(_doing(job)(job, store))
+
+
+def _each(result: Attempt | list[Attempt]) -> list[Attempt]:
+    return result if isinstance(result, list) else [result]
 
 
 def _one_line(error: BaseException) -> str:
@@ -194,36 +269,37 @@ def at_a_time(engine: str, workers: int | None, runs: int) -> int:
     return min(wanted, max(1, runs))
 
 
-def _inline(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
-    for spec in specs:
-        yield attempt_run(spec, store)
+def _inline(jobs: list[Job], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+    for job in jobs:
+        yield from _attempt_job(job, store)
 
 
-def _processes(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+def _processes(jobs: list[Job], store: RunStore, workers: int | None) -> Iterator[Attempt]:
     devices = _gpus()
-    size = at_a_time("processes", workers, len(specs))
-    queue = deque(specs)
+    size = at_a_time("processes", workers, len(jobs))
+    queue = deque(jobs)
     _check_main()
     while queue:
-        in_hand: dict[Future[Attempt], RunSpec] = {}
+        in_hand: dict[Future[Any], Job] = {}
         with _workers(size, devices) as pool:
             begun = pool.submit(_nothing)
             try:
                 while queue or in_hand:
                     while queue and len(in_hand) < size:  # no more, so that a dead worker leaves few suspects
-                        in_hand[pool.submit(attempt_run, queue[0], store)] = queue[0]
+                        in_hand[pool.submit(_doing(queue[0]), queue[0], store)] = queue[0]
                         queue.popleft()
                     for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
                         result = future.result()
                         del in_hand[future]
-                        yield result
+                        yield from _each(result)
             except BrokenProcessPool:  # the suspects follow, one by one, unless no run has even begun
                 if not begun.done() or begun.exception() is not None:
                     raise ArgumentError(
                         f"engine='processes' cannot start a worker process: {_GUARD}"
                     ) from None
-        for spec in in_hand.values():
-            yield _alone(spec, store, devices)
+        for job in in_hand.values():
+            for spec in specs_of(job):
+                yield _alone(spec, store, devices)
 
 
 _GUARD = (
@@ -305,7 +381,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _ray(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+def _ray(jobs: list[Job], store: RunStore, workers: int | None) -> Iterator[Attempt]:
     try:
         import ray
     except ImportError:
@@ -326,18 +402,19 @@ def _ray(specs: list[RunSpec], store: RunStore, workers: int | None) -> Iterator
         num_gpus=share,
         max_retries=0,
         runtime_env={"env_vars": {"HADAMARD_PROGRESS": "0"}},
-    )(attempt_run)
+    )(_attempt_job)
     shared = RunStore(store.folder.resolve(), keep=store.keep)
-    pending = {task.remote(spec, shared): spec for spec in specs}
+    pending = {task.remote(job, shared): job for job in jobs}
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1)
         for reference in ready:
-            spec = pending.pop(reference)
+            job = pending.pop(reference)
             try:
-                yield ray.get(reference)
+                yield from ray.get(reference)
             except ray.exceptions.RayError as error:  # the worker died, or the machine under it
-                store.add_failure(spec, error)
-                yield Attempt(spec, "failed", _one_line(error))
+                for spec in specs_of(job):
+                    store.add_failure(spec, error)
+                    yield Attempt(spec, "failed", _one_line(error))
 
 
 ENGINES: dict[str, Engine] = {"inline": _inline, "processes": _processes, "ray": _ray}

@@ -1,0 +1,177 @@
+"""Runs of a sweep that are trained together, each recorded as its own: which fit, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.runs import environment
+from hadamard_toolkit.runs.fused import Sources, source_specs
+from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.run import Prepared, features_of_process, finished, prepare
+from hadamard_toolkit.runs.spec import RunSpec, canonical_json
+
+if TYPE_CHECKING:
+    from hadamard_toolkit.adapters.attachment import Attachment
+
+AUTO = "auto"
+AUTO_ON_GPU, AUTO_ON_CPU = 32, 8  # runs at most; where memory does not suffice, a bank is halved
+AUTO_CPU_BATCH = 8  # rows: with larger batches a processor gains nothing from more of them at a time
+SHARED = ("head", "stage_one", "precision", "eval_batch_size", "max_length", "batch_size")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Runs to be done together; or one alone, and why it was not to be with others."""
+
+    specs: tuple[RunSpec, ...]
+    refused: str = ""
+
+
+Job = RunSpec | Bank
+
+
+def specs_of(job: Job) -> tuple[RunSpec, ...]:
+    """The runs of a job."""
+    return job.specs if isinstance(job, Bank) else (job,)
+
+
+def check_bank_size(bank: int | str) -> None:
+    """Raise `ArgumentError` unless `bank` is "auto" or a whole number of at least 1."""
+    if bank != AUTO and (not isinstance(bank, int) or isinstance(bank, bool) or bank < 1):
+        raise ArgumentError(
+            f"bank={bank!r} is not allowed; give {AUTO!r} or how many runs at most, 1 or more"
+        )
+
+
+def jobs(specs: Iterable[RunSpec], bank: int | str) -> list[Job]:
+    """`specs` as banks of up to `bank` runs that fit together, in the order of their first runs."""
+    groups: dict[Any, list[RunSpec]] = {}
+    sizes: dict[Any, tuple[int, str]] = {}
+    for spec in specs:
+        size, refused = _size(spec, bank), ""
+        if size > 1 and (refused := refusal(spec)):
+            size = 1
+        key = (_fits(spec), size) if size > 1 else spec
+        groups.setdefault(key, []).append(spec)
+        sizes[key] = size, refused
+    found: list[Job] = []
+    for key, group in groups.items():
+        size, refused = sizes[key]
+        group.sort(key=lambda spec: spec.task)  # runs of one task see like lengths, and the same rows
+        banks = [Bank(tuple(group[start : start + size]), refused) for start in range(0, len(group), size)]
+        found += [bank if len(bank.specs) > 1 or refused else bank.specs[0] for bank in banks]
+    return found
+
+
+def _size(spec: RunSpec, bank: int | str) -> int:
+    if isinstance(bank, int):
+        return bank
+    import torch
+
+    if torch.cuda.is_available():
+        return AUTO_ON_GPU
+    return AUTO_ON_CPU if spec.protocol.batch_size <= AUTO_CPU_BATCH else 1
+
+
+def refusal(spec: RunSpec) -> str:
+    """Why this run cannot be part of a bank, as far as its spec tells; empty where nothing is known against it."""
+    if spec.protocol.pretraining:
+        return "its backbone is pretrained for it"
+    if spec.sparsity is not None and spec.sparsity.when == "gradual":
+        return "its masks change while it trains"
+    try:
+        if source_specs(spec):
+            return "it is made of other runs"
+        if _about(spec.task)[0] == "span":
+            return "a bank trains classification and regression, not spans"
+    except Exception as error:  # the run itself will say so
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@cache
+def _about(task: str) -> tuple[str, int, str]:
+    from hadamard_toolkit.tasks.registry import load_task
+
+    found = load_task(task)
+    return found.kind, found.n_labels, found.head
+
+
+def _fits(spec: RunSpec) -> str:
+    """What runs of one bank have in common."""
+    plain = spec.to_dict()
+    shared = {name: plain["protocol"].get(name) for name in SHARED}
+    return canonical_json(
+        [plain["backbone"], plain["adapter"], list(_about(spec.task)), shared, spec.sparsity is not None]
+    )
+
+
+def run_bank(specs: Sequence[RunSpec]) -> list[Run | Exception]:
+    """Train `specs` in one pass: the finished run of each, or what ended it.
+
+    Raises `UnsupportedError` where they cannot be trained as a bank.
+    """
+    from hadamard_toolkit.tasks.registry import load_task
+    from hadamard_toolkit.training.bank import Member, train_bank
+
+    environment.reset_peak_memory()
+    tasks: dict[str, Any] = {}
+    made: dict[int, Prepared] = {}
+    found: dict[int, Run | Exception] = {}
+
+    def load_once(name: str) -> Any:
+        if name not in tasks:
+            tasks[name] = load_task(name)
+        return tasks[name]
+
+    first: Prepared | None = None
+    for place, spec in enumerate(specs):
+        try:
+            one = prepare(spec, Sources({}), load_once)
+        except Exception as error:
+            found[place] = error
+            continue
+        if one.on_step is not None:
+            raise UnsupportedError("a bank cannot change masks while it trains")
+        if first is None:
+            first = one
+        else:
+            _share(one.attachment, first.attachment)
+            one.tokenizer = first.tokenizer
+        made[place] = one
+    members = [
+        Member(
+            one.attachment, one.task, one.tokenizer, replace(one.spec.protocol, pretraining=()), one.spec.seed
+        )
+        for one in made.values()
+    ]
+    if members:
+        outcomes = train_bank(members, feature_store=features_of_process())
+        for (place, one), outcome in zip(made.items(), outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                found[place] = outcome
+                continue
+            one.times["total"] = sum(one.times.values()) + sum(outcome.times.values())
+            found[place] = finished(one, outcome, {})
+    return [found[place] for place in range(len(specs))]
+
+
+def _share(attachment: Attachment, other: Attachment) -> None:
+    """Let `attachment` use the frozen parameters of `other` where they are equal, to save memory."""
+    import torch
+
+    own = {id(parameter) for parameter in attachment.parameters()}
+    theirs = {id(parameter) for parameter in other.parameters()}
+    named = other.model.named_parameters(remove_duplicate=False)
+    frozen = {name: p for name, p in named if id(p) not in theirs}
+    for path, module in attachment.model.named_modules():
+        for key, parameter in module._parameters.items():
+            same = frozen.get(f"{path}.{key}" if path else key)
+            if parameter is None or same is None or id(parameter) in own:
+                continue
+            if parameter.shape == same.shape and torch.equal(parameter.to(same.device), same):
+                module._parameters[key] = same
