@@ -34,6 +34,7 @@ from hadamard_toolkit.errors import (
     check_range,
     suggestion,
 )
+from hadamard_toolkit.paths import folder_of
 from hadamard_toolkit.pinned import PINNED, pinned_folder
 from hadamard_toolkit.vocabulary import choose_padding, make_agree, read_tokenizer
 
@@ -225,8 +226,7 @@ def _source(name: str) -> tuple[str, bool]:
     """What `from_pretrained` reads, and whether it lies on this machine."""
     if name in PINNED:
         return str(pinned_folder(name)), True
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := folder_of(name)) is not None:
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise DataError(
                 f"folder {name!r} is no backbone: it needs config.json and *.safetensors weights "

@@ -224,7 +224,7 @@ def _run(options: argparse.Namespace) -> int:
         sparsity=parse_sparsity(options.sparsity),
         seed=options.seed,
     )
-    known = spec in store
+    known = store.known(spec) in store
     # to stderr, as the result alone goes to stdout
     log = nullcontext() if visible() else telling(lambda line: print(line, file=sys.stderr, flush=True))
     try:

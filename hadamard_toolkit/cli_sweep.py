@@ -16,6 +16,7 @@ def announce(
     title: str, specs: Sequence[RunSpec], store: RunStore, engine: str = "inline", workers: int | None = None
 ) -> list[RunSpec]:
     """Say what there is to do and how long it may take; the specs that the store lacks."""
+    specs = [store.known(spec) for spec in specs]
     missing = [spec for spec in specs if spec not in store]
     known = len(specs) - len(missing)
     print(f"{title}: {len(specs)} runs, {known} in {store.folder}, {len(missing)} missing")

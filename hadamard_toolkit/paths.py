@@ -26,6 +26,15 @@ def cache_folder() -> Path:
     return CHECKOUT / "data" / "cache" if in_checkout() else Path(user_cache_dir("hadamard_toolkit"))
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that `name` is the path of; None where it is something else, such as a hub id."""
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # "~somebody" who is not here
+        return None
+    return folder if os.path.isdir(folder) else None
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target` that becomes `target` when the block ends well and vanishes when it does not.

@@ -46,7 +46,7 @@ def pack(plan: str | Path, store: RunStore | str | Path) -> Path:
     files: Files = Pack(path).files() if path.is_file() else {}
     before = dict(files)
     elsewhere = {key for other in packs_in(store.folder) if other.path != path for key in other.names}
-    specs = load_plan(plan)
+    specs = [store.known(spec) for spec in load_plan(plan)]
     under = [source for spec in specs for source in source_specs(spec).values()]
     keys = [spec.key for spec in (*specs, *under) if spec in store and spec.key not in elsewhere]
     if not keys:

@@ -55,6 +55,7 @@ def run(
     if store is None:
         return _train(spec)
     store = as_store(store)
+    spec = store.known(spec)
     if spec in store:
         store.check_unchanged(spec)
         return store.run(spec.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.paths import folder_of
 from hadamard_toolkit.sparsity.spec import Sparsity
 
 if TYPE_CHECKING:
@@ -60,10 +62,10 @@ def key_of(spec: Mapping[str, Any]) -> str:
 class RunSpec:
     """Everything that decides a run, and nothing else.
 
-    `backbone` is a name, hub id or folder; `task` a name of the task registry, in any spelling; `adapter` any
-    adapter of the toolkit; `protocol` a `Protocol`; `sparsity` None or a `Sparsity` (its fields as a dictionary
-    do too); `seed` fixes head, adapter, rows and order of batches. Two specs are equal when their canonical JSON is;
-    `key` is the hash of it.
+    `backbone` is a name, hub id or folder, which becomes its absolute path however it is spelled; `task` a name of the
+    task registry, in any spelling; `adapter` any adapter of the toolkit; `protocol` a `Protocol`; `sparsity` None or a
+    `Sparsity` (its fields as a dictionary do too); `seed` fixes head, adapter, rows and order of batches. Two specs are
+    equal when their canonical JSON is; `key` is the hash of it.
     """
 
     backbone: str
@@ -83,6 +85,8 @@ class RunSpec:
         check_range("seed", self.seed, least=0, below=2**32)
         self._check_types()
         object.__setattr__(self, "task", _task_name(self.task))
+        object.__setattr__(self, "_given", self.backbone)
+        object.__setattr__(self, "backbone", _one_spelling(self.backbone))
         if self.sparsity is not None and not isinstance(self.sparsity, Sparsity):
             object.__setattr__(self, "sparsity", Sparsity.from_dict(_fields(self.sparsity)))
         # Once, here: a bad field is refused at the caller's line, and changing a dictionary later moves no key.
@@ -112,6 +116,16 @@ class RunSpec:
             "seed": self.seed,
         }
 
+    def as_given(self) -> Self:
+        """This spec with the backbone spelled as the caller did, which is how earlier versions recorded a folder."""
+        return self._with_backbone(self.__dict__["_given"])
+
+    def _with_backbone(self, spelling: str) -> Self:
+        spec = copy.copy(self)
+        object.__setattr__(spec, "backbone", spelling)
+        object.__setattr__(spec, "_json", canonical_json(spec._parts()))
+        return spec
+
     def to_json(self) -> str:
         """The canonical JSON text that `key` is the hash of."""
         return str(self.__dict__["_json"])
@@ -139,7 +153,7 @@ class RunSpec:
             )
         if missing := [name for name in FIELDS if name not in data]:
             raise ArgumentError(f"a run spec needs the field {', '.join(map(repr, missing))}")
-        return cls(
+        spec = cls(
             backbone=data["backbone"],
             task=data["task"],
             adapter=adapter_from_dict(data["adapter"]),
@@ -147,6 +161,7 @@ class RunSpec:
             sparsity=data["sparsity"],
             seed=data["seed"],
         )
+        return spec.as_given()  # another spelling would be another key than the recorded one
 
     @classmethod
     def grid(
@@ -187,6 +202,14 @@ def _fields(sparsity: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ArgumentError(f"sparsity={sparsity!r} is not allowed; give Sparsity('snip', 0.5) or None")
     return found
+
+
+def _one_spelling(backbone: str) -> str:
+    """The absolute path of a folder, without links; names and hub ids are kept, and folders of other machines."""
+    from hadamard_toolkit.pinned import PINNED
+
+    folder = None if backbone in PINNED else folder_of(backbone)
+    return str(folder.resolve()) if folder is not None else backbone
 
 
 def _task_name(name: str) -> str:

@@ -87,7 +87,9 @@ class RunStore:
 
             runs = load_plan(runs)
         part = RunStore(self.folder, keep=self.keep)
-        part._only = frozenset(run.key if isinstance(run, RunSpec) else self._resolve(run) for run in runs)
+        part._only = frozenset(
+            self.known(run).key if isinstance(run, RunSpec) else self._resolve(run) for run in runs
+        )
         return part
 
     def __repr__(self) -> str:
@@ -111,6 +113,11 @@ class RunStore:
         if not isinstance(key, str) or not KEY.fullmatch(key) or not self._shown(key):
             return False
         return (self.folder / key / RECORD).is_file() or self._pack_of(key) is not None
+
+    def known(self, spec: RunSpec) -> RunSpec:
+        """`spec` as this store has it: a run on a folder may be recorded under the spelling that the caller gave."""
+        earlier = spec.as_given()
+        return earlier if spec not in self and earlier in self else spec
 
     def run(self, key: str) -> Run:
         """The run with this key, or with the only key that begins so. `ArgumentError` for none or several."""

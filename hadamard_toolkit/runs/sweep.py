@@ -99,6 +99,7 @@ def sweep(
     store, plan = as_store(store), list(dict.fromkeys(specs))
     if wrong := [spec for spec in plan if not isinstance(spec, RunSpec)]:
         raise ArgumentError(f"specs holds {wrong[0]!r}; every one must be a RunSpec")
+    plan = [store.known(spec) for spec in plan]
     missing = [spec for spec in plan if spec not in store]
     if missing:
         store.check_writable()

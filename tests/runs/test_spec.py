@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,3 +195,37 @@ def test_grid_is_every_combination_once_with_seeds_fastest() -> None:
     assert {s.backbone for s in specs} == {"minilm-l6"}
     with pytest.raises(ArgumentError, match=r"seed=\[\] is not allowed"):
         RunSpec.grid(task="sst2", adapter=ht.Hadamard(), protocol=Protocol(), seed=range(0))
+
+
+def test_every_spelling_of_a_folder_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spellings = (
+        "models/mine",
+        "./models/mine/",
+        "models/../models/mine",
+        "link",
+        "~/models/mine",
+        str(folder),
+    )
+    specs = [spec(backbone=name) for name in spellings]
+    assert {one.backbone for one in specs} == {str(folder)}
+    assert len(set(specs)) == len({one.key for one in specs}) == 1
+    assert specs[0].as_given().backbone == "models/mine"
+    assert RunSpec.from_dict(specs[0].to_dict()) == specs[0]
+    for name in ("minilm-l6", "someone/model", "models/not-here/", "/nowhere/model/"):
+        assert spec(backbone=name).backbone == name
+
+
+def test_a_recorded_spelling_keeps_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = spec(backbone="mine").to_dict()  # there is no such folder yet, so this is a name
+    (tmp_path / "mine").mkdir()
+    assert RunSpec.from_dict(elsewhere).key == key_of(elsewhere) != spec(backbone="mine").key
+    assert spec(backbone="mine").as_given() == RunSpec.from_dict(elsewhere)
+    monkeypatch.chdir(tmp_path / "mine")
+    (tmp_path / "mine" / "minilm-l6").mkdir()
+    assert spec(backbone="minilm-l6").backbone == "minilm-l6"

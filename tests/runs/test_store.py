@@ -19,8 +19,9 @@ import pytest
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, StoreError
 from hadamard_toolkit.runs.run import run
-from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.spec import RunSpec, key_of
 from hadamard_toolkit.runs.store import COLUMNS, RunStore
+from hadamard_toolkit.runs.sweep import sweep
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -396,3 +397,24 @@ def test_a_part_of_a_store_is_a_store(done: RunStore, make_spec: MakeSpec, tmp_p
         done.add_failure(spec, ValueError("no"))
     assert len(done.failed()) == 2
     assert part.failed()["key"].tolist() == [other.key]
+
+
+def test_a_run_recorded_under_another_spelling_of_its_folder_is_present(
+    done: RunStore, make_spec: MakeSpec, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions recorded the folder as the caller spelled it."""
+    (key,) = done.keys()
+    record = json.loads((done.folder / key / "run.json").read_text())
+    record["spec"]["backbone"] = "tiny/"
+    record["key"] = key_of(record["spec"])
+    (done.folder / key / "run.json").write_text(json.dumps(record))
+    (done.folder / key).rename(done.folder / record["key"])
+    monkeypatch.chdir(backbone_folder.parent)
+    monkeypatch.setattr("hadamard_toolkit.runs.run._train", lambda *_: pytest.fail("trained again"))
+    spec = make_spec(backbone="tiny/")
+    assert spec == make_spec()
+    assert run(spec, done).key == record["key"]
+    table = sweep([spec], done)
+    assert table[["key", "status"]].iloc[0].tolist() == [record["key"], "present"]
+    assert done.only([spec]).keys() == [record["key"]]
+    assert done.outdated().empty
