@@ -80,6 +80,12 @@ def test_the_head_alone_is_a_line_across() -> None:
     assert "the head." not in note(without)
 
 
+def test_the_name_of_a_method_is_no_formula() -> None:
+    figure = score_against_parameters(zoo().replace({"method": {"LoRA": "LoRA $a$", "HeadOnly": "Head $b$"}}))
+    assert {"LoRA $a$", "Head $b$"} <= set(names(figure))
+    assert not any(text.get_parse_math() for text in panel(figure).texts)
+
+
 def test_the_staircase_is_the_best_so_far() -> None:
     figure = score_against_parameters(zoo())
     stairs = next(line for line in panel(figure).lines if len(line.get_xdata()) > 2)
