@@ -71,6 +71,24 @@ def test_planted_effects_come_back() -> None:
     assert (whole["tasks"], whole["runs"]) == (2, 6)
 
 
+def test_the_facts_of_a_run_come_with_it() -> None:
+    told = runs({"W": 0.01}).assign(trained=range(48), n=range(100, 148))
+    table = ablation_table(told).set_index("key")
+    for row in told.itertuples():
+        found = table.loc[row.key]
+        assert (found["parameters"], found["n"], found["task"], found["seed"]) == (
+            row.trained,
+            row.n,
+            row.task,
+            row.seed,
+        )
+        assert found["score"] == row.value
+    other = told.assign(split="validation")
+    assert ablation_table(other).empty
+    assert ablation_table(told.assign(headline=False)).empty
+    assert ablation_table(told.assign(sparsity='{"scorer": "snip"}')).empty
+
+
 def test_in_noise_the_interval_holds_zero_as_often_as_it_says() -> None:
     held = []
     for seed in range(60):

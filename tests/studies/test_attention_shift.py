@@ -53,6 +53,12 @@ def test_a_planted_shift_is_found_where_it_is() -> None:
     assert table.loc[0, "low"] < 0 < table.loc[0, "high"]
     assert table.loc[1, "percent"] == pytest.approx(10, abs=2)
     assert table[["n_examples", "n_seeds"]].values.tolist() == [[EXAMPLES, 3]] * 2
+    rows = shifts(0.5)
+    for layer in (0, 1):
+        own = rows[rows["layer"] == layer]
+        assert table.loc[layer, "before"] == pytest.approx(own["before"].mean())
+        assert table.loc[layer, "after"] == pytest.approx(own["after"].mean())
+        assert table.loc[layer, "difference"] == pytest.approx((own["after"] - own["before"]).mean())
 
 
 def test_no_training_is_no_shift_at_all() -> None:
@@ -232,6 +238,23 @@ def test_r2_is_the_mean_over_coordinates_of_scikit_learns_formula() -> None:
     assert fitted(after, before).loc["quadratic", "r2"] == pytest.approx(np.mean(expected))
 
 
+def test_intervals_of_fits_come_from_drawing_examples() -> None:
+    before = outputs()
+    after = before + 0.2 * before**2 + 0.3 * np.random.default_rng(8).normal(size=before.shape)
+    table = polynomial_fits(before, after, GROUP, HALF).assign(task="t", method="m", seed=0, layer=0)
+    found = fit_summary(table, draws=300, level=0.8, seed=2).set_index("fit")
+    count = EXAMPLES // 2
+    drawn = np.random.default_rng(2).multinomial(count, np.full(count, 1 / count), 300)
+    total, linear, unchanged = (drawn @ table[name].to_numpy() for name in ("total", "linear", "unchanged"))
+    for columns, values in (
+        (["low", "high"], 1 - linear / total),
+        (["gain_low", "gain_high"], (unchanged - linear) / total),
+    ):
+        assert found.loc["linear", columns].tolist() == pytest.approx(
+            np.quantile(values, [0.1, 0.9]).tolist()
+        )
+
+
 def test_fits_need_both_halves() -> None:
     with pytest.raises(ArgumentError, match="leave some out"):
         polynomial_fits(outputs(), outputs(), GROUP, np.arange(EXAMPLES))
@@ -249,3 +272,4 @@ def test_similarity_is_averaged_over_seeds_with_its_ceiling() -> None:
     [row] = cka_summary(pd.DataFrame(rows, columns=columns)).to_dict("records")
     assert (row["cka"], row["low"], row["high"]) == pytest.approx((0.6, 0.5, 0.7))
     assert (row["cka_seeds"], row["n_seeds"]) == (pytest.approx(0.8), 2)
+    assert row["cka_biased"] == pytest.approx(0.9)

@@ -18,8 +18,9 @@ from hadamard_toolkit.studies.layers import (
     taylor_scores,
     write_kept,
 )
+from hadamard_toolkit.studies.pruning import against_chance
 from hadamard_toolkit.studies.sufficient import smallest_set
-from tests.studies.removals import WORTH, by_rows, planted, table
+from tests.studies.removals import WORTH, by_rows, noise, planted, table
 
 # tables and arrays -------------------------------------------------------------------------------------------------
 
@@ -178,3 +179,39 @@ def test_what_cannot_be_read() -> None:
 
 def planted_flat(*_: object) -> float:
     return 0.5
+
+
+def reversed_on_test(task: int, seed: int, split: str, kept: tuple[int, ...]) -> float:
+    worth = WORTH if split == "validation" else WORTH[::-1]
+    return float(0.6 + worth[list(kept)].sum() + 0.01 * (split == "test"))
+
+
+def test_every_table_reads_the_split_that_it_is_asked_for() -> None:
+    removals = table(reversed_on_test, tasks=1, seeds=1)
+    paths = greedy_elimination(removals)
+    for split, worth, full in (("validation", WORTH, 0.81), ("test", WORTH[::-1], 0.82)):
+        drops = leave_one_out(removals, split=split)
+        assert drops["drop"].to_numpy() == pytest.approx(worth)
+        assert drops["full"].to_numpy() == pytest.approx(full)
+        curve = removal_curves(removals, paths, split=split).set_index("size")
+        assert curve.loc[2, "score"] == pytest.approx(full - worth[0] - worth[2])
+        assert curve["full"].to_numpy() == pytest.approx(full)
+        assert subset_band(removals, split=split).set_index("size").loc[4, "mean"] == pytest.approx(full)
+        chance = against_chance(removals, paths, split=split).set_index("size")
+        assert chance.loc[2, "chance"] == pytest.approx(full - WORTH.sum() / 2)
+    pd.testing.assert_frame_equal(leave_one_out(removals), leave_one_out(removals, split="test"))
+
+
+def test_the_band_holds_nine_tenths_of_the_subsets_each_the_mean_of_its_seeds() -> None:
+    removals = noise(4, tasks=2, seeds=3, layers=6)
+    band = subset_band(removals).set_index(["task", "size"])
+    for task in ("task 0", "task 1"):
+        own = removals[(removals["task"] == task) & (removals["split"] == "test")]
+        of_size = own[[len(read_kept(kept)) == 3 for kept in own["kept"]]]
+        means = of_size.groupby("kept")["score"].mean()
+        row = band.loc[(task, 3)]
+        assert row[["low", "middle", "high"]].tolist() == pytest.approx(
+            means.quantile([0.05, 0.5, 0.95]).tolist()
+        )
+        assert row["mean"] == pytest.approx(means.mean())
+        assert (row["subsets"], row["seeds"]) == (20, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,37 @@ def test_the_shared_initialisation_shows_in_its_cells() -> None:
     other = run_of(even(np.random.default_rng(0), FLAT), sparsity=0.4)
     with pytest.raises(DataError, match="no two masks"):
         overlap_table([other, confounded()[0]])
+
+
+def test_cells_are_means_and_ranges_of_their_pairs() -> None:
+    table = overlap_table(confounded())
+    cells = overlap_cells(table).set_index(["scorer", "same_init", "same_task"])
+    for scorer, init, task in itertools.product(
+        ("magnitude", "snip", "random"), (True, False), (True, False)
+    ):
+        own = table[table["same_scorer"] & (table["scorer_a"] == scorer)]
+        own = own[(own["same_init"] == init) & (own["same_task"] == task)]
+        if own.empty:
+            continue
+        row = cells.loc[(scorer, init, task)]
+        values = own["corrected"]
+        assert row[["corrected", "least", "most"]].tolist() == pytest.approx(
+            [values.mean(), values.min(), values.max()]
+        )
+        assert row["naive"] == pytest.approx(own["naive"].mean())
+        assert row["above"] == pytest.approx((values > own["high"]).mean())
+        assert row["pairs"] == len(own)
+    random = cells.loc["random"]
+    assert (random["above"].dropna() < 0.5).all(), "chance is not above its own interval"
+
+
+def test_tensors_without_a_layer_keep_their_density() -> None:
+    mask = even(np.random.default_rng(0), FLAT)
+    run = run_of(mask)
+    places = run.places.assign(layer=pd.array([None, None, 1, 1, 2, 2], dtype="Int64"))
+    found = density_table([replace(run, places=places)])
+    assert found["entries"].sum() == sum(kept.size for kept in mask.values())
+    assert found["layer"].isna().sum() == 1
 
 
 def test_units_that_lost_all_they_read_or_write_are_dead() -> None:

@@ -189,7 +189,13 @@ def test_with_random_subsets_only_they_are_the_pool() -> None:
     found = better_than_chance(removals, paths, test="relabelling")
     assert found[["rule", "size"]].values.tolist() == [["greedy", 8]], "no other size has a pool"
     assert found["p"].iloc[0] == pytest.approx(1 / (1 + len(drawn)))
-    assert set(against_chance(removals, paths)["size"]) == {8}
+    alone = against_chance(removals, paths)
+    assert set(alone["size"]) == {8}
+    assert set(alone["subsets"]) == {len(drawn)}
+    assert alone["p"].to_numpy() == pytest.approx(1 / (1 + len(drawn))), (
+        "itself among those it is compared with"
+    )
+    assert set(alone["percentile"]) == {100}
     assert set(subset_band(removals)["size"]) == {8}
 
 

@@ -149,6 +149,9 @@ def test_a_shared_vector_that_suffices_is_found_and_one_that_does_not_is_not() -
         "shown": ["mean"],
     }
     assert goal_reached(summary, percent=0.001)["met"] == []
+    at_the_goal = summary.loc["mean", "percent"]
+    assert goal_reached(summary, percent=at_the_goal)["met"] == ["mean"], "no more than the goal is within it"
+    assert goal_reached(summary, percent=at_the_goal, share=summary.loc["mean", "share"])["met"] == ["mean"]
 
 
 def test_the_reference_is_the_one_whose_head_is_retrained_too() -> None:

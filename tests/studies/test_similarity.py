@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError
@@ -109,6 +110,47 @@ def test_pairs_of_one_seed_do_not_count(summary: pd.DataFrame) -> None:
     assert (summary["value"] <= summary["most"] + 1e-12).all()
     with pytest.raises(ArgumentError, match="different seeds"):
         similarity_summary(pairs[pairs["seed_a"] == pairs["seed_b"]])
+
+
+def pairs_by_hand(**values: list[float]) -> pd.DataFrame:
+    """One cell of three seeds: `a` and `b` within a task, seeds (0, 1), (0, 2), (1, 2); `ab` between them."""
+    seeds = list(itertools.combinations(range(3), 2))
+    both = [*seeds, *((b, a) for a, b in seeds)]
+    rows = [
+        (name[0], name[-1], *seed, value)
+        for name, own in values.items()
+        for seed, value in zip(seeds if len(name) == 1 else both, own, strict=True)
+    ]
+    found = pd.DataFrame(rows, columns=["task_a", "task_b", "seed_a", "seed_b", "value"])
+    cell = {"layer": ALL_LAYERS, "vector": "bias", "measure": "cosine", "removed": 0}
+    return found.assign(**cell, floor=0.01 * found["value"], floor_high=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_intervals_of_pairs_count_their_seeds(level: float) -> None:
+    values = {"a": [0.5, 0.6, 0.7], "b": [0.2, 0.35, 0.6], "ab": [0.1, 0.2, 0.25, 0.3, 0.3, 0.35]}
+    table = similarity_summary(pairs_by_hand(**values), level=level)
+    found = table.set_index(["task_a", "task_b"])
+    for place, own in zip((("a", "a"), ("b", "b"), ("a", "b")), values.values(), strict=True):
+        row = found.loc[place]
+        half = stats.t.ppf(1 - (1 - level) / 2, 3 - 1) * np.std(own, ddof=1) / np.sqrt(3)
+        assert row["value"] == pytest.approx(np.mean(own))
+        assert [row["low"], row["high"]] == pytest.approx(
+            [max(np.mean(own) - half, -1), min(np.mean(own) + half, 1)]
+        )
+        assert (row["least"], row["most"], row["pairs"]) == (min(own), max(own), len(own))
+        assert (row["floor"], row["floor_high"]) == pytest.approx((0.01 * np.mean(own), 0.1))
+    ceiling = np.sqrt(np.mean(values["a"]) * np.mean(values["b"]))
+    assert found.loc[("a", "b"), "ceiling"] == pytest.approx(ceiling)
+    assert found.loc[("a", "b"), "disattenuated"] == pytest.approx(np.mean(values["ab"]) / ceiling)
+
+
+def test_directions_drawn_evenly_spread_by_the_root_of_their_coordinates() -> None:
+    pairs = vector_similarity(planted(), outliers=4, permutations=19)
+    spread = pairs.groupby(["layer", "removed"])["random_sd"].agg(["min", "max"])
+    for (layer, removed), own in spread.iterrows():  # type: ignore[misc]
+        width = (LAYERS if layer == ALL_LAYERS else 1) * (WIDTH - removed)
+        assert own.tolist() == pytest.approx([1 / np.sqrt(width)] * 2)
 
 
 def test_tasks_are_as_alike_as_the_average_pair_says(summary: pd.DataFrame) -> None:

@@ -173,6 +173,28 @@ def test_holm_is_stepped_by_hand_agrees_with_statsmodels_and_skips_what_is_unkno
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
+def test_holm_s_step_is_taken_in_one_family_of_tasks_and_in_another_of_all_tasks() -> None:
+    found = paired_tests(scores(0.04, start=1), "control", alpha=0.1)
+    whole = found["task"] == ALL_TASKS
+    assert (whole.sum(), (~whole).sum()) == (2, 8)
+    for family in (found[whole], found[~whole]):
+        assert family["p_holm"].to_numpy() == pytest.approx(multipletests(family["p"], method="holm")[1])
+        assert (family["p_holm"] > family["p"]).any()
+    assert found["significant"].tolist() == (found["p_holm"] <= 0.1).tolist()
+    assert ((found["p"] <= 0.1) & ~found["significant"]).any(), "a test that the correction takes back"
+    assert found["significant"].any()
+
+
+def test_the_spread_and_the_interval_of_a_comparison() -> None:
+    table = scores()
+    row = paired_tests(table, "control", alpha=0.2).set_index(["method", "task"]).loc[("a", "task 1")]
+    own = table[table["task"] == "task 1"].pivot(index="seed", columns="method", values="score")
+    differences = own["a"] - own["control"]
+    assert row["sd"] == pytest.approx(differences.std())
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.8)
+    assert [row["low"], row["high"]] == pytest.approx([interval.low, interval.high])
+
+
 def test_a_task_with_more_seeds_weighs_no_more_and_a_single_pair_says_nothing() -> None:
     table = pd.DataFrame(
         [("x", "a", seed, 1.0) for seed in range(9)]

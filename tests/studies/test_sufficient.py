@@ -9,9 +9,11 @@ import pytest
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.studies.layers import (
     greedy_elimination,
+    read_correct,
     read_kept,
     removal_paths,
 )
+from hadamard_toolkit.studies.statistics import hierarchical_bootstrap
 from hadamard_toolkit.studies.sufficient import kept_share, smallest_set
 from tests.studies.removals import LAYERS, by_rows, planted, table
 
@@ -24,11 +26,29 @@ def test_the_smallest_set_is_found_and_confirmed() -> None:
     assert row["confirmed"]
     assert (row["measure"], row["n_seeds"], row["n_held_out"], row["n_test"]) == ("accuracy", 3, 600, 200)
     assert row["test_score"] == pytest.approx(row["test_full"])
-    share = kept_share(greedy_elimination(removals), 2).set_index("layer")["share"]
-    assert share.tolist() == [0, 1, 0, 1]
+    share = kept_share(greedy_elimination(removals), 2).set_index("layer")
+    assert share["share"].tolist() == [0, 1, 0, 1]
+    assert share[["size", "n_runs"]].drop_duplicates().values.tolist() == [[2, 3]]
     told = kept_share(greedy_elimination(removals), smallest_set(removals, removal_paths(removals)))
     assert told["confirmed"].all()
     assert told["share"].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("rule", ["first", "last"])
+def test_bounds_are_one_sided_and_test_rows_are_shared_by_seeds(rule: str) -> None:
+    removals = by_rows(lambda kept: 0.9 - 0.01 * (LAYERS - len(kept)))
+    paths = removal_paths(removals)
+    row = smallest_set(removals, paths, rule=rule, margin=0.2, alpha=0.1, draws=400, seed=5).iloc[0]
+    assert row["size"] == 0
+    for split, examples, column in (("validation", "own", "held_out"), ("test", "shared", "test")):
+        own = removals[removals["split"] == split].set_index(["kept", "seed"]).sort_index()
+        right = [
+            [read_correct(own.loc[(kept, s), "correct"], 200) for s in range(3)] for kept in ("", "0,1,2,3")
+        ]
+        found = hierarchical_bootstrap(*right, examples=examples, draws=400, level=0.8, seed=5).iloc[0]
+        assert row[column] == pytest.approx(found["estimate"])
+        assert row[f"{column}_low"] == pytest.approx(found["low"])
+        assert row[f"{column}_low"] < row[column]
 
 
 def test_no_row_judges_the_path_that_it_chose() -> None:

@@ -44,6 +44,10 @@ def test_tables_of_a_store(store: ht.RunStore) -> None:
         assert row.score == store.run(str(row.key)).metrics["test"]["accuracy"]
         assert (row.metric, row.n, row.train_rows) == ("accuracy", 40, 48)
 
+    for row in score_table(store, split="validation").itertuples():
+        assert row.score == store.run(str(row.key)).metrics["validation"]["accuracy"]
+        assert row.n != 40
+
     history = history_table(store)
     one = history[(history["method"] == "Hadamard") & (history["seed"] == 1)]
     run = store.run(str(one["key"].iloc[0]))
@@ -61,6 +65,18 @@ def test_tables_of_a_store(store: ht.RunStore) -> None:
     assert weight["coordinate"].tolist() == list(range(16))
     with pytest.raises(DataError, match="site='key'"):
         vector_table(store, site="key")
+
+
+def test_runs_stored_without_weights_have_no_vectors(
+    make_spec: Callable[..., ht.RunSpec], tmp_path: Path
+) -> None:
+    bare, kept = make_spec(adapter=ht.Hadamard(), seed=0), make_spec(adapter=ht.Hadamard(), seed=1)
+    ht.sweep([bare], ht.RunStore(tmp_path / "store", keep="nothing"))
+    store = ht.RunStore(tmp_path / "store", keep="vectors")
+    with pytest.raises(DataError, match=r"no run of .* has vectors"):
+        vector_table(store)
+    ht.sweep([kept], store)
+    assert set(vector_table(store)["key"]) == {kept.key}
 
 
 def test_a_constant_answer_scores_what_naming_the_commonest_label_would(store: ht.RunStore) -> None:
@@ -138,6 +154,10 @@ def test_sparse_table_tells_masks_controls_and_the_small_dense_adapter_apart(
         ("random", 0.5, "none"),
         ("random", 0.5, "shuffled"),
     ]
+    held_out = sparse_table(store, split="validation").set_index("key")
+    for key in table.index:
+        assert held_out.loc[key, "score"] == store.run(key).metrics["validation"]["accuracy"]
+        assert table.loc[key, "score"] == store.run(key).metrics["test"]["accuracy"]
     small = table.loc[specs[3].key]
     assert (small["scorer"], small["control"]) == ("dense", "dense")
     assert small["sparsity"] == pytest.approx(1 - small["nonzero"] / table.loc[specs[0].key, "nonzero"])

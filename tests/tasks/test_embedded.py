@@ -91,6 +91,7 @@ def test_polarity_and_intensity_follow_the_ratings(suite: dict[str, Task], domai
         assert np.allclose(rated.splits[split]["label"], ratings)
         kept = ratings[np.abs(ratings) >= 0.5]
         assert signed.splits[split]["label"][:] == (kept > 0).astype(int).tolist()
+    assert signed.labels == ("negative", "positive")
 
 
 @pytest.mark.parametrize("name", ["domain-identification", "word-order", "next-sentence"])
@@ -108,6 +109,12 @@ def test_domain_texts_carry_no_masks(suite: dict[str, Task]) -> None:
         assert not [text for text in texts if "@anonymous" in text or "http://url_removed" in text]
         assert len({normalised(text) for text in texts}) == len(texts)
         assert [task.labels[label] for label in rows["label"]] == rows["domain"][:]
+
+
+def test_probing_labels_are_named_in_the_order_of_their_numbers(suite: dict[str, Task]) -> None:
+    assert suite["embedded/word-order"].labels == ("swapped", "intact")
+    assert suite["embedded/next-sentence"].labels == ("unrelated", "follows")
+    assert suite["embedded/domain-identification"].labels == tuple(FILES)
 
 
 def test_every_swapped_sentence_is_one_swap_from_a_corpus_sentence(suite: dict[str, Task]) -> None:

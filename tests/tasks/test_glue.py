@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.tasks import load_task
@@ -79,6 +81,68 @@ def test_mnli_has_two_test_splits(tmp_path: Path) -> None:
         "test_mismatched": "dev_mismatched",
     }
     assert task.labels == ("entailment", "neutral", "contradiction")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_hub_s_official_validation_rows_are_the_test_split(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub also has a split "test", whose labels are all -1; every split here holds its own name as text."""
+    source, asked = SOURCES[name], []
+    ends = ("_matched", "_mismatched") if name == "mnli" else ("",)
+    theirs = ["train", *(f"{split}{end}" for split in ("validation", "test") for end in ends)]
+
+    def load_dataset(hub: str, config: str) -> DatasetDict:
+        asked.append((hub, config))
+        rows = {}
+        for split in theirs:
+            label = -1 if split.startswith("test") else 0
+            texts = {column: [split] for column in source.text_columns}
+            label_ = float(label) if source.kind == "regression" else label
+            rows[split] = Dataset.from_dict({**texts, "label": [label_], "idx": [0]})
+        return DatasetDict(rows)
+
+    monkeypatch.setattr("hadamard_toolkit.tasks.places.load_dataset", load_dataset)
+    monkeypatch.setenv("HADAMARD_DATA", str(tmp_path))
+    task = load_task(name)
+    assert asked == [("nyu-mll/glue", name)]
+    assert task.provenance["source"] == "hub nyu-mll/glue"
+    found = {split: rows[source.text_columns[-1]][0] for split, rows in task.splits.items()}
+    if name == "mnli":
+        wanted = {"test": "validation_matched", "test_mismatched": "validation_mismatched"}
+    else:
+        wanted = {"test": "validation"}
+    assert found == {"train": "train", **wanted}
+
+
+OFFICIAL = {  # columns, label names by number, and headline metric, as GLUE has them
+    "cola": (("sentence",), ("unacceptable", "acceptable"), "matthews"),
+    "sst2": (("sentence",), ("negative", "positive"), "accuracy"),
+    "mrpc": (("sentence1", "sentence2"), ("not_equivalent", "equivalent"), "f1"),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate"), "f1"),
+    "stsb": (("sentence1", "sentence2"), (), "spearman"),
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "accuracy"),
+    "qnli": (("question", "sentence"), ("entailment", "not_entailment"), "accuracy"),
+    "rte": (("sentence1", "sentence2"), ("entailment", "not_entailment"), "accuracy"),
+}
+
+
+def test_columns_labels_and_metrics_are_those_of_glue() -> None:
+    found = {
+        name: (source.text_columns, source.labels, source.metrics[0]) for name, source in SOURCES.items()
+    }
+    assert found == OFFICIAL
+
+
+def test_as_many_rows_as_the_official_ones_are_no_subset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stem, count in (("train", 2), ("dev", 3)):
+        columns = {name: ["x"] * count for name in ("sentence1", "sentence2")}
+        _write(tmp_path, "rte", stem, **columns, label=[0] * count, idx=list(range(count)))
+    monkeypatch.setitem(SOURCES, "rte", dataclasses.replace(SOURCES["rte"], rows={"train": 2, "test": 3}))
+    record = load_task("rte", root=tmp_path).provenance
+    assert (record["subset"], record["note"]) == (False, "")
 
 
 def test_stsb_scores_are_float32(tmp_path: Path) -> None:

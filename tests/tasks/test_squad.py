@@ -60,6 +60,7 @@ def test_unambiguous_starts_alone_on_request(root: Path) -> None:
     assert list(task.splits["train"]["id"]) == ["train-1"]
     assert task.splits["test"].num_rows == 1
     assert task.provenance["rows"]["train"] == 1
+    assert task.provenance["subset"] is True
     assert task.provenance["note"].endswith("1 training rows left out whose answer occurs more than once")
 
 

@@ -150,6 +150,29 @@ def test_long_texts_are_cut_into_pieces_without_loss() -> None:
     assert TOKENIZER.convert_ids_to_tokens([token for piece in pieces for token in piece]) == words
 
 
+def test_every_field_of_a_step_is_what_it_is_trained_with(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = ContinuedPretraining(
+        rows=60, epochs=2, learning_rate=3e-4, batch_size=9, mask_share=0.4, max_length=8, weight_decay=0.3,
+        warmup=0.2, precision="bf16", seed=5,
+    )  # fmt: skip
+    seen: list[Any] = []
+    train = continued.train_stage
+    monkeypatch.setattr(continued, "train_stage", lambda *args: (seen.append(args), train(*args)))
+    model, _ = ht.load_backbone(backbone)
+    [record] = continued.adapt(model, backbone, TASK, [step], folder=tmp_path)
+    [(run, stage, training, validation)] = seen
+    protocol = run.protocol
+    assert (stage.epochs, stage.learning_rate, stage.roles) == (2, 3e-4, ("adapter", "head"))
+    assert (protocol.epochs, protocol.learning_rate, protocol.batch_size) == (2, 3e-4, 9)
+    assert (protocol.weight_decay, protocol.warmup, protocol.precision) == (0.3, 0.2, "bf16")
+    assert (protocol.select, validation, run.seed) == ("last", None, 5)
+    assert (run.kind._masker.mlm_probability, run.kind.max_length, run.kind.seed) == (0.4, 8, 5)
+    assert max(training.rows.lengths) == 8
+    assert record["updates"] == 2 * -(-len(training.rows) // 9)
+
+
 # the text ----------------------------------------------------------------------------------------------------------
 
 

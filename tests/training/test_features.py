@@ -147,6 +147,26 @@ def test_a_changed_backbone_never_meets_old_features(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_features_are_computed_without_dropout_whatever_mode_the_model_is_in() -> None:
+    model = tiny_bert(hidden_dropout_prob=0.5)
+    attachment = ht.attach(model, ht.HeadOnly())
+    model.eval()
+    still = features_of(attachment)
+    model.train()
+    assert torch.equal(still, features_of(attachment))
+    assert model.training
+
+
+def test_features_of_other_batches_are_kept_apart() -> None:
+    """Rows are padded with their batch, so other batches round otherwise, and the same bytes need the same ones."""
+    attachment, store = ht.attach(tiny_bert(), ht.HeadOnly()), FeatureStore()
+    passes = count_passes(attachment.model)
+    for size in (8, 6, 8):
+        head_features(attachment, examples(), COLLATE, ACCELERATOR, size, store)
+    probe = 1
+    assert passes == [probe + 3 + probe + 4]
+
+
 def test_other_rows_have_other_features() -> None:
     attachment, store = ht.attach(tiny_bert(), ht.HeadOnly()), FeatureStore()
     assert len(features_of(attachment, store, rows=24)) == 24

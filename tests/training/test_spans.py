@@ -28,10 +28,10 @@ from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks import Task, load_task
 from hadamard_toolkit.tasks.base import in_memory
 from hadamard_toolkit.training.answers import compare, exact_match, f1, normalise
-from hadamard_toolkit.training.evaluation import open_accelerator
+from hadamard_toolkit.training.evaluation import inputs_of, open_accelerator
 from hadamard_toolkit.training.loop import train
 from hadamard_toolkit.training.protocol import Protocol
-from hadamard_toolkit.training.spans import LONGEST_ANSWER, Questions, Spans, best_spans
+from hadamard_toolkit.training.spans import LONGEST_ANSWER, Questions, Spans, _best_windows, best_spans
 from tests.local_data import local_data
 from tests.training.tiny import FILLER, GOOD, tiny_bert, tiny_tokenizer
 
@@ -215,6 +215,49 @@ def test_best_span_is_the_best_of_all(length: int, longest: int, seed: int, whol
             for j in range(i, min(length, i + longest))
         ]
         assert (score, first, last) == pytest.approx(max(every))
+
+
+def test_an_answer_has_thirty_tokens_at_most() -> None:
+    start, end, bounds = torch.zeros(2, 40), torch.zeros(2, 40), torch.tensor([[0, 40], [0, 40]])
+    start[:, 2] = 9.0
+    end[0, 31], end[1, 32] = 9.0, 9.0  # thirty tokens, and one too many
+    assert best_spans(start, end, bounds)[0].tolist() == [2, 31, 18]
+    assert best_spans(start, end, bounds)[1, 2] == 9
+
+
+def test_windows_share_a_third_of_their_length_unless_told_otherwise() -> None:
+    assert Spans(COLUMNS, TOKENIZER, Protocol(max_length=18)).stride == 6
+    assert Spans(COLUMNS, TOKENIZER, Protocol(max_length=18, stride=0)).stride == 0
+
+
+def test_of_equal_windows_the_first_answers_and_the_loss_is_their_mean() -> None:
+    context = " ".join(["fine"] * 30)
+    questions = encode(asked(("the film", context, "fine")))
+    windows = len(questions)
+    assert windows > 1
+    begins = questions.labels[:, 2]
+    found = np.stack([begins, begins, np.full(windows, 7.0), np.arange(windows)], axis=1)
+    [row] = _best_windows(questions, found)
+    assert row.tolist() == [0, 4, 7, (windows - 1) / 2]
+
+
+def test_the_loss_of_a_window_is_the_mean_of_start_and_end() -> None:
+    kind = Spans(COLUMNS, TOKENIZER, WINDOWS)
+    questions = kind.encode(good_word(4, 0))
+    source = kind.source(questions)
+    model = tiny_bert(head="span").eval()
+    predicted = kind.predict(open_accelerator(WINDOWS), model, source, 64)
+    [batch] = list(source.evaluation(64))
+    with torch.no_grad():
+        output = model(**inputs_of(batch))
+    losses = [
+        torch.nn.functional.cross_entropy(logits, batch["labels"][:, side], reduction="none")
+        for side, logits in enumerate((output.start_logits, output.end_logits))
+    ]
+    by_window = torch.stack(losses).mean(0)
+    owners = questions.owner[batch["row"].numpy()]
+    for question in range(4):
+        assert predicted[question, 3] == pytest.approx(float(by_window[owners == question].mean()), abs=1e-5)
 
 
 def test_a_row_without_room_scores_minus_infinity() -> None:
