@@ -53,7 +53,7 @@ def test_a_planted_shift_is_found_where_it_is() -> None:
     assert table.loc[0, "low"] < 0 < table.loc[0, "high"]
     assert table.loc[1, "percent"] == pytest.approx(10, abs=2)
     assert table[["n_examples", "n_seeds"]].values.tolist() == [[EXAMPLES, 3]] * 2
-    rows = shifts(0.5)
+    rows = shifts(0.5, seeds=3)
     for layer in (0, 1):
         own = rows[rows["layer"] == layer]
         assert table.loc[layer, "before"] == pytest.approx(own["before"].mean())

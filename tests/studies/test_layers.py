@@ -15,6 +15,7 @@ from hadamard_toolkit.studies.layers import (
     read_kept,
     removal_curves,
     removal_paths,
+    subset_band,
     taylor_scores,
     write_kept,
 )
