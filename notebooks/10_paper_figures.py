@@ -169,7 +169,9 @@ chosen = ((kinds[0] != "Houlsby") | (kinds[1] == "32")) & others["control"].eq("
 chosen &= others["sparsity"].isin([0.0, 0.4, 0.6, 0.8, 0.9])
 others = others.assign(adapter=kinds[0])[chosen]
 figure = ht.plotting.score_against_sparsity(others, venue=VENUE, metric="Accuracy")
-caption = "Score against the share removed, four other adapters"
+caption = (
+    "Score less that of the unpruned run of the same seed, against the share removed, four other adapters"
+)
 ht.plotting.save(figure, "sparse_other_adapters", table=others, profile="reference", caption=caption)
 figure
 

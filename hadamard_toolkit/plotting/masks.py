@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from hadamard_toolkit.plotting.similarity import _colours, heat
 from hadamard_toolkit.plotting.sparse import SCORER_ORDER
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
 
+HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "markersize": 3.2}
 CELLS = {
     (True, True): "same initialisation, same task",
     (True, False): "same initialisation, other task",
@@ -68,6 +70,8 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     Table: `scorer`, `same_init`, `same_task`, `pairs`, `corrected`, `least`, `most`, one row per scorer and cell (one
     adapter and sparsity of `overlap_cells`). Drawn: mean (mark) and range (line); cells without pairs are left out and
     named in the note. What overlaps across tasks on the same initialisation, and not on another, is the initialisation.
+    Optional `margin_corrected`, `margin_least`, `margin_most`: the same given the rows and columns of each tensor as
+    well, hollow and below. Where only the filled mark is off zero, the masks share units and coordinates, not weights.
     """
     table = require(
         table, "scorer", "same_init", "same_task", "pairs", "corrected", "least", "most", numbers=("pairs",)
@@ -80,6 +84,9 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     if known.empty:
         raise ArgumentError("table has no cell with pairs; there is nothing to draw")
     shown = [cell for cell in CELLS if len(_part(known, cell))]
+    nulls: list[tuple[str, float, dict[str, Any]]] = [("", 0.0, {"markersize": 4.6, **EDGED})]
+    if "margin_corrected" in table.columns:
+        nulls = [("", -0.04, {"markersize": 4.2, **EDGED}), ("margin_", 0.05, {})]
     drawn: dict[tuple[bool, bool], Look] = dict(zip(CELLS, looks(CELLS).values(), strict=True))
     with style():
         figure = new_figure(venue)
@@ -88,10 +95,19 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         for (place, name), (step, cell) in itertools.product(enumerate(names), enumerate(shown)):
             rows = _part(known[known["scorer"] == name], cell)
             at = place + 0.2 * (step - (len(shown) - 1) / 2)
-            colour = drawn[cell].colour
-            for least, most, mean in rows[["least", "most", "corrected"]].to_numpy(dtype=float):
-                axis.hlines(at, least, most, color=colour, linewidth=1.0, zorder=2)
-                axis.plot(mean, at, drawn[cell].marker, color=colour, markersize=4.6, zorder=3, **EDGED)
+            colour, marker = drawn[cell].colour, drawn[cell].marker
+            for null, below, mark in nulls:
+                columns = [f"{null}{name}" for name in ("least", "most", "corrected")]
+                for least, most, mean in rows[columns].to_numpy(dtype=float):
+                    axis.hlines(at + below, least, most, color=colour, linewidth=1.0, zorder=2)
+                    axis.plot(
+                        mean,
+                        at + below,
+                        marker,
+                        color=colour,
+                        zorder=3,
+                        **(mark or HOLLOW | {"markeredgecolor": colour}),
+                    )
         axis.set_ylim(len(names) - 0.45, -0.55)
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(axis="y", length=0)
@@ -108,11 +124,13 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
             for cell, found in pairs.items()
         )
         note = f"Mark: mean, line: range over the pairs of masks of one scorer ({counts})."
+        if len(nulls) > 1:
+            note += " Filled: given the density of each tensor; hollow: given its rows and columns as well."
         note += f" No pairs: {'; '.join(missing)}." if missing else ""
         handles = _handles({CELLS[cell]: drawn[cell] for cell in shown})
         for handle in handles:
             handle.set_linestyle("-")
-        frame(figure, 0.45 + 0.27 * len(names), handles=handles, note=note)
+        frame(figure, 0.45 + (0.27 if len(nulls) == 1 else 0.4) * len(names), handles=handles, note=note)
     return figure
 
 

@@ -114,9 +114,7 @@ def similarity_by_layer(table: pd.DataFrame, *, venue: str = "neurips", measure:
         _label_below(list(axes), "Layer")
         handles = _handles({QUANTITIES[str(name)]: look for name, look in drawn.items()})
         tasks = f" of {int(shown['tasks'].max())} tasks" if "tasks" in shown.columns else ""
-        note = (
-            f"Line: mean, band: 95 % interval from resampling tasks{tasks}. Other seeds are the ceiling of "
-        )
+        note = f"Line: mean, band: 95 % interval for other tasks (jackknife{tasks}). Other seeds are the ceiling of "
         note += "the same measure, permuted coordinates its floor."
         frame(figure, 1.6, handles=handles, note=note)
     return figure

@@ -57,6 +57,16 @@ def sparsify(
     warmup_steps, warmup_rate: first train the adapter that many AdamW steps on `batches`, for weights that start at
         zero; see `warm_up`.
 
+    With one round and batches of one size, scores have a cosine of 1.000000 with those of the SparseAdapter authors'
+    code, for all scorers that are in both. The definitions differ in four points:
+
+    - with several rounds, what was removed stays removed here; there it may come back in a later round (125 to 148
+      entries did in 10 rounds; the masks had a Jaccard index of 0.81 to 0.97 with ours);
+    - L is the mean over examples here; there every batch weighs the same, so the rows of a smaller last one weigh
+      more (Jaccard 0.78 to 0.96);
+    - scores are computed in float32 here, there under fp16 autocast;
+    - exactly round(sparsity · N) entries go here; there a threshold decides, which rounds up and takes all ties too.
+
     Ties go by position, so never more than asked is removed. A tensor, layer or site of which nothing stays is named in
     a warning and in `Masks.report()`.
 

@@ -90,6 +90,23 @@ def test_cells_are_marks_with_their_range_and_empty_ones_are_named() -> None:
         overlap_by_cell(cells().assign(pairs=0))
 
 
+def test_the_null_of_margins_is_drawn_hollow_below_the_first() -> None:
+    found = cells().assign(margin_corrected=0.01, margin_least=-0.02, margin_most=0.03)
+    figure = overlap_by_cell(found)
+    [axis] = figure.axes
+    lines: list[Any] = [line for line in axis.lines if line.get_marker() not in ("None", None)]
+    filled = [line for line in lines if line.get_markerfacecolor() != "white"]
+    hollow = [line for line in lines if line.get_markerfacecolor() == "white"]
+    assert [float(line.get_xdata()[0]) for line in filled] == pytest.approx([0.6, 0.1, 0.1, 0.5, 0, 0])
+    assert [float(line.get_xdata()[0]) for line in hollow] == pytest.approx([0.01] * 6)
+    for one, other in zip(filled, hollow, strict=True):
+        assert other.get_ydata()[0] > one.get_ydata()[0]  # the axis points down
+        assert other.get_marker() == one.get_marker()
+        assert other.get_markeredgecolor() == one.get_color()
+    assert "hollow: given its rows and columns as well" in note(figure)
+    assert "hollow" not in note(overlap_by_cell(cells()))
+
+
 @pytest.mark.parametrize(("draw", "shown"), [(overlap_matrices, table()), (overlap_by_cell, cells())])
 def test_every_figure(draw: Callable[..., Figure], shown: pd.DataFrame) -> None:
     for venue, width in WIDTHS.items():
