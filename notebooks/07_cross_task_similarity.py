@@ -236,5 +236,5 @@ for name, chosen_rows in groups.items():
     for mean in ht.studies.mean_over(retrained[feeling & chosen_rows], "gain", by="metric").itertuples():
         interval = f" [{mean.low:+.3f}, {mean.high:+.3f}]" if mean.n > 1 else ""
         print(
-            f"{name:<22} {mean.metric:<9} {mean.mean:+.3f}{interval} (targets: {mean.n}, models: {mean.rows})"
+            f"{name:<22} {mean.metric:<9} {mean.mean:+.3f}{interval} (targets: {mean.n}, models: {mean.averaged})"
         )

@@ -121,9 +121,9 @@ def overlap(first: Arrays, second: Arrays, *, level: float = 0.95) -> dict[str, 
     that is not shared twice. `p` and the interval are about these two masks, given their densities or margins; they say
     nothing about masks of other tasks or seeds.
 
-    Simulated: size at 0.05, masks that share nothing but their densities: 0.05 under both nulls. Masks that share only
-    which units and coordinates they prefer: 1.00 under densities, 0.05 under margins; power of the latter at a planted
-    share of 0.05: 1.00. `pytest tests/studies/test_margins.py`.
+    Simulated, at 0.05: masks that share nothing but their densities are rejected in 0.04 under both nulls; those that
+    share only which units and coordinates they prefer in 0.88 to 1.00 under densities and in 0.05 to 0.06 under margins.
+    A planted share of 0.05 is found in 0.99 under both, one of 0.01 in 0.17. `pytest tests/studies/test_margins.py`.
     """
     return _overlap(first, second, _chances(first), _chances(second), level)
 
