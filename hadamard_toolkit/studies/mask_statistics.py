@@ -121,9 +121,9 @@ def overlap(first: Arrays, second: Arrays, *, level: float = 0.95) -> dict[str, 
     that is not shared twice. `p` and the interval are about these two masks, given their densities or margins; they say
     nothing about masks of other tasks or seeds.
 
-    Simulated, at 0.05: masks that share nothing but their densities are rejected in 0.04 under both nulls; those that
-    share only which units and coordinates they prefer in 0.88 to 1.00 under densities and in 0.05 to 0.06 under margins.
-    A planted share of 0.05 is found in 0.99 under both, one of 0.01 in 0.17. `pytest tests/studies/test_margins.py`.
+    Simulated: at 0.05, masks that share nothing but their densities are rejected in 0.04 under both nulls; those that
+    share only which units and coordinates they prefer in 0.88 to 1.00 under densities and 0.05 to 0.06 under margins. A
+    planted share of 0.05 is found in 0.99 under both, one of 0.01 in 0.17. `pytest tests/studies/test_margins.py`.
     """
     return _overlap(first, second, _chances(first), _chances(second), level)
 
@@ -209,6 +209,9 @@ def overlap_table(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
 
     Columns: key_a, key_b and of each side task, scorer and init_seed; adapter, sparsity; `same_task`, `same_scorer`,
     `same_init`; and all that `overlap` returns.
+
+    Simulated: as `overlap`, pair by pair; pairs share masks, so a share of pairs has no test. `pytest
+    tests/studies/test_margins.py`.
     """
     rows = []
     own = [run for run in runs if run.control == NO_CONTROL]
@@ -273,9 +276,14 @@ def dead_units(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
     """Bottleneck units of which all inputs, or all outputs, are removed: they compute nothing that reaches the model.
 
     One row per run and bottleneck (tensors `down.weight` [units, width] and `up.weight` [width, units]; in LoRA `A` and
-    `B`): key, task, scorer, …, layer, site, `units`, `dead`, `expected` by chance and `low`, `high` (normal, `level`).
+    `B`): key, task, scorer, …, layer, site, `units`, `dead`, `expected` by chance and `low`, `high` (`level`; normal,
+    or binomial where that would begin below 0).
     Chance: masks drawn evenly within each tensor, with as many entries as are kept there. A unit of `width` inputs
-    loses them all with probability C(N − width, k)/C(N, k); two units at once likewise, which gives the variance.
+    loses them all with probability C(N − width, k)/C(N, k); two units at once likewise, which gives the variance. The
+    interval is about this mask, given how many entries its tensors keep.
+
+    Simulated: even masks have more dead units than `high` in 0.03 at most, whether 0.2 or 2.5 are expected.
+    `pytest tests/studies/test_mask_statistics.py -k dead`.
     """
     check_range("level", level, above=0, below=1)
     reach = stats.norm.ppf((1 + level) / 2)
@@ -295,10 +303,11 @@ def dead_units(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
                     "units": len(inputs),
                     "dead": int(dead.sum()),
                 }
-                low, high = (
-                    max(mean - reach * deviation, 0.0),
-                    min(mean + reach * deviation, float(len(inputs))),
-                )
+                low, high = mean - reach * deviation, min(mean + reach * deviation, float(len(inputs)))
+                if (
+                    low < 0
+                ):  # few are expected: their number has no normal distribution, and one is no surprise
+                    low, high = map(float, stats.binom.interval(level, len(inputs), mean / len(inputs)))
                 rows.append({**run.facts, **found, "expected": mean, "low": low, "high": high})
     columns = ["key", *FACTS, "layer", "site", "units", "dead", "expected", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

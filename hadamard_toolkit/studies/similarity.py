@@ -145,10 +145,14 @@ def similarity_summary(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFr
 
     Columns: task_a, task_b (the same task: its reliability), layer, vector, measure, removed; `value`, `least` and
     `most` over `pairs` pairs of runs; `low` and `high`, a t interval for other seeds of the two tasks, in which the
-    number of *seeds* counts (pairs that share a run are not independent; with n seeds the standard error is sd/√n on
-    n − 1 degrees of freedom, which is too wide rather than too narrow; NaN with fewer than two pairs); `floor`,
+    number of *seeds* counts, as pairs that share a run are not independent: the standard error is sd/√n on n − 1
+    degrees of freedom with n seeds, and √(2(n + 1)/(n − 1)) times that within one task, where all pairs are of the same
+    few runs (exact for noise that a run takes into all of its pairs; NaN with fewer than two pairs); `floor`,
     `floor_high`; `ceiling` = √(r_a r_b) with the reliabilities r of the two tasks; `disattenuated` = value / ceiling
     (Spearman 1904), NaN where a reliability is not above its own `floor_high`: noise cannot be corrected for.
+
+    Simulated: `low` to `high` covers in 0.95 to 0.98 at 2, 3 and 5 seeds between tasks, in 0.95 within one.
+    `pytest tests/studies/test_similarity.py -k simulated`.
     """
     check_range("level", level, above=0, below=1)
     other = pairs[pairs["seed_a"] != pairs["seed_b"]]
@@ -169,7 +173,9 @@ def similarity_summary(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFr
     within = table["task_a"] == table["task_b"]
     # within one task the pair (0, 1) has one seed on each side, and two seeds in all
     seeds = table[["seeds_a", "seeds_b"]].min(axis=1) + within
-    reach = student.ppf((1 + level) / 2, (seeds - 1).clip(lower=1)) * table["sd"] / np.sqrt(seeds)
+    error = table["sd"] / np.sqrt(seeds)
+    error = error.where(~within, error * np.sqrt(2 * (seeds + 1) / (seeds - 1)))
+    reach = student.ppf((1 + level) / 2, (seeds - 1).clip(lower=1)) * error
     table = table.assign(
         low=(table["value"] - reach).clip(lower=-1), high=(table["value"] + reach).clip(upper=1)
     )

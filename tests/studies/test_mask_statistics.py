@@ -245,6 +245,19 @@ def test_units_that_lost_all_they_read_or_write_are_dead() -> None:
     assert half == pytest.approx(counts.std(), rel=0.08)
 
 
+def test_simulated_even_masks_have_no_more_dead_units_than_chance() -> None:
+    generator = np.random.default_rng(9)
+    for density, expected in ((0.04, 2.5), (0.06, 1.1), (0.1, 0.2)):
+        found = dead_units([run_of(even(generator, dict.fromkeys(SHAPES, density))) for _ in range(200)])
+        assert found["expected"].mean() == pytest.approx(expected, abs=0.1)
+        assert (found["dead"] > found["high"]).mean() <= 0.05
+    down, up = list(SHAPES)[:2]
+    unfair = even(generator, dict.fromkeys(SHAPES, 0.1))
+    unfair[down][:3] = unfair[up][:, :3] = False
+    first = dead_units([run_of(unfair)]).iloc[0]
+    assert first["dead"] > first["high"]
+
+
 def test_ranks_agree_overall_for_tensors_and_within_for_weights() -> None:
     generator = np.random.default_rng(8)
     scale = {name: 1 + 50 * (".0." in name) for name in SHAPES}

@@ -367,6 +367,32 @@ def test_mantel_states_the_least_p_that_it_could_give() -> None:
     assert free["p_floor"].item() == 1 / 200
 
 
+def pairs_of_two_tasks(seeds: int, replicates: int, truth: float = 0.3) -> pd.DataFrame:
+    """One replicate per layer: each run takes its own noise into all its pairs."""
+    generator = np.random.default_rng([10, seeds])
+    runs = [(task, seed) for task in "ab" for seed in range(seeds)]
+    noise = {run: 0.05 * generator.normal(size=replicates) for run in runs}
+    parts = []
+    for (a, one), (b, other) in itertools.combinations(runs, 2):
+        value = truth + noise[a, one] + noise[b, other] + 0.02 * generator.normal(size=replicates)
+        told = {"task_a": a, "task_b": b, "seed_a": one, "seed_b": other, "value": value}
+        parts.append(pd.DataFrame({"layer": range(replicates), **told}))
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.assign(vector="weight", measure="cosine", removed=0, floor=0.0, floor_high=0.05)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_simulated_intervals_over_seeds_cover(seeds: int) -> None:
+    table = similarity_summary(pairs_of_two_tasks(seeds, 400))
+    within = table["task_a"] == table["task_b"]
+    covered = (table["low"] <= 0.3) & (table["high"] >= 0.3)
+    assert covered[~within].mean() >= 0.93
+    if seeds > 2:
+        assert covered[within].mean() >= 0.93
+    else:
+        assert table.loc[within, "low"].isna().all(), "one pair has no spread"
+
+
 def similar_tasks(generator: np.random.Generator, tasks: int, replicates: int) -> pd.DataFrame:
     """A summary of `replicates` cells: tasks take part in what all share to different degrees; mean 0.25 and 0.6."""
     part = generator.normal(0.5, 0.2, size=(replicates, tasks))
