@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError, DownloadError, UnsupportedError
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -35,6 +35,7 @@ from hadamard_toolkit.training.pretraining import ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.protocols import dapt, tapt
 from tests.architectures import tiny_config
+from tests.permissions import read_only
 from tests.runs.conftest import PROTOCOL
 from tests.training.tiny import tiny_bert
 
@@ -464,3 +465,19 @@ def test_a_run_records_its_pretraining_and_can_be_restored(
     monkeypatch.setenv("HADAMARD_DATA", str(tmp_path / "nothing"))
     with pytest.raises(DataError, match=r"is not in .*, and cannot be made again: task 'sst2' is nowhere"):
         stored.restore()
+
+
+def test_kept_weights_are_read_where_nothing_can_be_written_and_new_ones_need_a_place(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, kept = text_task(sentences(40, 0), sentences(4, 1)), tmp_path / "kept"
+    step = dataclasses.replace(STEP, epochs=1)
+    adapt(ht.load_backbone(backbone)[0], backbone, task, [step], folder=kept)
+    with read_only(kept):
+        (record,) = adapt(ht.load_backbone(backbone)[0], backbone, task, [step], folder=kept)
+        assert record["reused"] is True
+        monkeypatch.setattr(continued, "_pretrain", lambda *_: pytest.fail("trained for nothing"))
+        with pytest.raises(
+            DownloadError, match=r"cannot be written to \(Permission denied\); set HADAMARD_CACHE"
+        ):
+            adapt(ht.load_backbone(backbone)[0], backbone, task, [STEP], folder=kept)
