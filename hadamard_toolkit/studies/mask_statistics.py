@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 FACTS = ["adapter", "task", "scorer", "sparsity", "control", "init_seed", "data_seed"]
 NO_CONTROL = "none"
+FEW = 1.5  # dead units; below, the normal interval leaves out up to 0.16 of even masks
 UNITS = (
     ("down.weight", "up.weight"),
     ("A", "B"),
@@ -277,12 +278,12 @@ def dead_units(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
 
     One row per run and bottleneck (tensors `down.weight` [units, width] and `up.weight` [width, units]; in LoRA `A` and
     `B`): key, task, scorer, …, layer, site, `units`, `dead`, `expected` by chance and `low`, `high` (`level`; normal,
-    or binomial where that would begin below 0).
+    or binomial where fewer than 1.5 are expected).
     Chance: masks drawn evenly within each tensor, with as many entries as are kept there. A unit of `width` inputs
     loses them all with probability C(N − width, k)/C(N, k); two units at once likewise, which gives the variance. The
     interval is about this mask, given how many entries its tensors keep.
 
-    Simulated: even masks have more dead units than `high` in 0.03 at most, whether 0.2 or 2.5 are expected.
+    Simulated: even masks have more dead units than `high` in 0.04 at most, whether 0.2 or 3.6 are expected.
     `pytest tests/studies/test_mask_statistics.py -k dead`.
     """
     check_range("level", level, above=0, below=1)
@@ -303,11 +304,12 @@ def dead_units(runs: list[MaskRun], *, level: float = 0.95) -> pd.DataFrame:
                     "units": len(inputs),
                     "dead": int(dead.sum()),
                 }
-                low, high = mean - reach * deviation, min(mean + reach * deviation, float(len(inputs)))
                 if (
-                    low < 0
-                ):  # few are expected: their number has no normal distribution, and one is no surprise
+                    mean < FEW
+                ):  # then their number has no normal distribution, and a single one is no surprise
                     low, high = map(float, stats.binom.interval(level, len(inputs), mean / len(inputs)))
+                else:
+                    low, high = np.clip([mean - reach * deviation, mean + reach * deviation], 0, len(inputs))
                 rows.append({**run.facts, **found, "expected": mean, "low": low, "high": high})
     columns = ["key", *FACTS, "layer", "site", "units", "dead", "expected", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

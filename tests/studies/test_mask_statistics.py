@@ -252,7 +252,7 @@ def test_simulated_even_masks_have_no_more_dead_units_than_chance() -> None:
         assert found["expected"].mean() == pytest.approx(expected, abs=0.1)
         assert (found["dead"] > found["high"]).mean() <= 0.05
     down, up = list(SHAPES)[:2]
-    unfair = even(generator, dict.fromkeys(SHAPES, 0.1))
+    unfair = even(generator, dict.fromkeys(SHAPES, 0.3))
     unfair[down][:3] = unfair[up][:, :3] = False
     first = dead_units([run_of(unfair)]).iloc[0]
     assert first["dead"] > first["high"]
