@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 AUTO_ON_GPU, AUTO_ON_CPU = 32, 8  # runs at most; where memory does not suffice, a bank is halved
-AUTO_CPU_BATCH = 8  # rows: with larger batches a processor gains nothing from more of them at a time
+# On a processor, arithmetic counts: larger batches gain nothing from more of them at a time, and runs that see other
+# rows lose more by padding to one length than they gain.
+AUTO_CPU_BATCH = 8
+SAME_ROWS = ("train_rows", "validation_rows")
 SHARED = ("head", "stage_one", "precision", "eval_batch_size", "max_length", "batch_size")
 
 
@@ -55,7 +58,7 @@ def jobs(specs: Iterable[RunSpec], bank: int | str) -> list[Job]:
         size, refused = _size(spec, bank), ""
         if size > 1 and (refused := refusal(spec)):
             size = 1
-        key = (_fits(spec), size) if size > 1 else spec
+        key = (_fits(spec), _rows_of(spec, bank), size) if size > 1 else spec
         groups.setdefault(key, []).append(spec)
         sizes[key] = size, refused
     found: list[Job] = []
@@ -75,6 +78,15 @@ def _size(spec: RunSpec, bank: int | str) -> int:
     if torch.cuda.is_available():
         return AUTO_ON_GPU
     return AUTO_ON_CPU if spec.protocol.batch_size <= AUTO_CPU_BATCH else 1
+
+
+def _rows_of(spec: RunSpec, bank: int | str) -> Any:
+    """What decides which rows a run sees when, where that must be equal in a bank."""
+    import torch
+
+    if bank != AUTO or torch.cuda.is_available():
+        return None
+    return spec.task, spec.seed, *(getattr(spec.protocol, field) for field in SAME_ROWS)
 
 
 def refusal(spec: RunSpec) -> str:

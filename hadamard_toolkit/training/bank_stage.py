@@ -145,6 +145,9 @@ class StageOfBank:
             [lane.course for lane in self.lanes],
             bank.removed_of(bank.alive, trained),
         )
+        self._held = {
+            index: bank.data[index].rows("validation") for index in (validation.places if validation else ())
+        }
         self._pending: list[Tensor] = []
         self._weights: dict[tuple[int, ...], Tensor] = {}
         self._line_up()
@@ -241,7 +244,7 @@ class StageOfBank:
         found = predict(self.bank, values, self.validation.table, places)
         self.bank.template.model.train()
         return [
-            lane.run.kind.score(lane.run.metrics, predicted, self.bank.data[lane.index].rows("validation"))
+            lane.run.kind.score(lane.run.metrics, predicted, self._held[lane.index])
             for lane, predicted in zip(lanes, found, strict=True)
         ]
 

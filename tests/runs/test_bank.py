@@ -74,14 +74,20 @@ def test_runs_that_fit_share_a_bank_and_no_others(make_spec: MakeSpec) -> None:
     assert isinstance(found[0], Bank)
 
 
-def test_auto_banks_small_batches_on_a_processor(
+def test_auto_banks_small_batches_of_the_same_rows_on_a_processor(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rates = (1e-3, 5e-3)
+    plan = [
+        make_spec(seed=seed, protocol=replace(protocol, learning_rate=rate))
+        for protocol in (PROTOCOL, SMALL)
+        for seed in (0, 1)
+        for rate in rates
+    ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    large, small = ([make_spec(seed=seed, protocol=p) for seed in (0, 1)] for p in (PROTOCOL, SMALL))
-    assert [len(specs_of(job)) for job in jobs([*large, *small], "auto")] == [1, 1, 2]
+    assert [len(specs_of(job)) for job in jobs(plan, "auto")] == [1, 1, 1, 1, 2, 2]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [len(specs_of(job)) for job in jobs([*large, *small], "auto")] == [2, 2]
+    assert [len(specs_of(job)) for job in jobs(plan, "auto")] == [4, 4]
 
 
 @pytest.mark.parametrize("bank", [0, -1, "all", 1.5, True])
