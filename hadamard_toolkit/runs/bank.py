@@ -11,7 +11,7 @@ from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.fused import Sources, source_specs
 from hadamard_toolkit.runs.record import Run
-from hadamard_toolkit.runs.run import Prepared, features_of_process, finished, prepare
+from hadamard_toolkit.runs.run import Prepared, Tasks, features_of_process, finished, prepare
 from hadamard_toolkit.runs.spec import RunSpec, canonical_json
 
 if TYPE_CHECKING:
@@ -127,23 +127,17 @@ def run_bank(specs: Sequence[RunSpec]) -> list[Run | Exception]:
 
     Raises `UnsupportedError` where they cannot be trained as a bank.
     """
-    from hadamard_toolkit.tasks.registry import load_task
     from hadamard_toolkit.training.bank import Member, train_bank
 
     environment.reset_peak_memory()
-    tasks: dict[str, Any] = {}
+    tasks: Tasks = {}
     made: dict[int, Prepared] = {}
     found: dict[int, Run | Exception] = {}
-
-    def load_once(name: str) -> Any:
-        if name not in tasks:
-            tasks[name] = load_task(name)
-        return tasks[name]
 
     first: Prepared | None = None
     for place, spec in enumerate(specs):
         try:
-            one = prepare(spec, Sources({}), load_once)
+            one = prepare(spec, Sources({}), tasks)
         except Exception as error:
             found[place] = error
             continue

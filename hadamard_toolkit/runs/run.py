@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -120,20 +120,27 @@ class Prepared:
     times: dict[str, float]
 
 
-def prepare(spec: RunSpec, under: Sources, load_task: Callable[[str], Task] | None = None) -> Prepared:
-    """Load, attach and prune what `spec` says."""
+Tasks = dict[str, "tuple[Task, dict[str, str]]"]
+
+
+def prepare(spec: RunSpec, under: Sources, tasks: Tasks | None = None) -> Prepared:
+    """Load, attach and prune what `spec` says; `tasks` holds those that were loaded before, with their content."""
     from accelerate.utils import set_seed
 
     from hadamard_toolkit.adapters.attachment import attach
     from hadamard_toolkit.backbones import backbone_provenance, load_backbone
-    from hadamard_toolkit.tasks.registry import load_task as load
+    from hadamard_toolkit.tasks.registry import load_task
     from hadamard_toolkit.training.continued import adapt
     from hadamard_toolkit.training.scoring import prune_for_run
 
     started, times = datetime.now(UTC), {"load": 0.0}
     with _timed(times, "load"):
         set_seed(spec.seed)
-        task = (load_task or load)(spec.task)
+        tasks = {} if tasks is None else tasks
+        if spec.task not in tasks:
+            loaded = load_task(spec.task)
+            tasks[spec.task] = loaded, loaded.content()
+        task, content = tasks[spec.task]
         model, tokenizer = load_backbone(spec.backbone, labels=task.n_labels, head=task.head, seed=spec.seed)
         made_from = {
             "backbone": backbone_provenance(spec.backbone),
@@ -141,7 +148,7 @@ def prepare(spec: RunSpec, under: Sources, load_task: Callable[[str], Task] | No
                 "head": task.head,
                 "labels": task.n_labels,
                 **task.provenance,
-                "content": task.content(),
+                "content": content,
             },
         }
     pretraining: list[dict[str, Any]] = []

@@ -14,11 +14,11 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
 from hadamard_toolkit.training.bank import Member, train_bank
-from hadamard_toolkit.training.bank_state import Course, StackedAdamW
+from hadamard_toolkit.training.bank_state import Course, Forward, StackedAdamW
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol
-from tests.architectures import tiny_config
+from tests.architectures import tiny_batch, tiny_config
 from tests.training.tiny import tiny_task, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -270,7 +270,7 @@ def test_runs_that_do_not_fit_together_are_refused(other: dict[str, Any], reason
 
 def test_another_backbone_is_refused() -> None:
     one, other = member(), member()
-    other.attachment.model.bert.encoder.layer[1].intermediate.dense.weight.data[0, 0] += 1e-3
+    other.attachment.model.get_parameter("bert.encoder.layer.1.intermediate.dense.weight").data[0, 0] += 1e-3
     with pytest.raises(UnsupportedError, match="same backbone"):
         train_bank([one, other])
 
@@ -300,12 +300,31 @@ def test_dropout_differs_between_equal_runs_and_repeats_with_the_bank() -> None:
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
+def test_dropout_of_a_bank_has_the_distribution_of_passes_alone(architecture: str) -> None:
+    model = ht.backbone_from_config(tiny_config(architecture, initializer_range=0.2)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    runs, batch = 400, tiny_batch()
+    forward, weight = Forward(model, dict(model.named_parameters())), "classifier.out_proj.weight"
+    values = {weight: model.get_parameter(weight)} if architecture == "mpnet" else {}
+    values = values or {"classifier.weight": model.get_parameter("classifier.weight")}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        together = forward(
+            {name: value.expand(runs, *value.shape) for name, value in values.items()},
+            {name: value.expand(runs, *value.shape) for name, value in batch.items()},
+        )
+        alone_ = torch.stack([forward.alone(values, batch) for _ in range(runs)])
+    error = torch.sqrt((together.var(0) + alone_.var(0)) / runs)
+    assert ((together.mean(0) - alone_.mean(0)).abs() < 4 * error).all()
+    assert torch.allclose(together.std(0), alone_.std(0), rtol=0.2)
+    assert len(torch.unique(together[:, 0, 0])) > 0.9 * runs
+
+
 def test_half_precision_banks() -> None:
     banked, single = twice(lambda seed: member(protocol=shortly(precision="bf16"), seed=seed), 0, 1)
-    assert_same_up_to_half_precision(banked, single)
-
-
-def assert_same_up_to_half_precision(banked: list[Member], single: list[Member]) -> None:
     for found, one in zip(train_bank(banked), single, strict=True):
         assert isinstance(found, Outcome)
         expected = alone(one)
