@@ -65,7 +65,7 @@ ht.plotting.save(
     "attention_norms",
     table=shift.drop(columns="shown"),
     profile="reference",
-    caption="Norm of self-attention outputs by layer before and after training",
+    caption="Norm of self-attention outputs by layer before and after training; intervals for other seeds and texts",
 )
 figure
 
@@ -115,7 +115,7 @@ ht.plotting.save(
     "attention_fits",
     table=fits,
     profile="reference",
-    caption="Held-out R² of polynomial fits from attention outputs before to after training",
+    caption="Held-out R² of polynomial fits from attention outputs before to after training; intervals for other texts",
 )
 figure
 

@@ -61,15 +61,19 @@ figure
 
 # %% [markdown]
 # As a table, with every task that has runs; a cell without runs says so. The first row is what one answer for all rows would score: a method
-# near it has learned nothing there. The learning rates were picked on two classification tasks (`rates.toml`), and a rate that suits those
+# near it has learned nothing there, and its cell is marked. The learning rates were picked on two classification tasks (`rates.toml`), and a rate that suits those
 # can be too high for a regression such as STS-B.
 
 # %% tags=["nbval-check-output"]
-cells = runs.groupby(["method", "task"])["score"].agg(["mean", "std", "count"])
+marked = ht.studies.mark_failed(runs, store)
+cells = marked.groupby(["method", "task"]).agg(
+    mean=("score", "mean"), std=("score", "std"), count=("score", "size"), failed=("failed", "sum")
+)
 cells = pd.Series(
     [
-        f"{100 * m:.1f} ± {100 * s:.1f} ({n:.0f})" if n > 1 else f"{100 * m:.1f} (1)"
-        for m, s, n in cells.values
+        (f"{100 * m:.1f} ± {100 * s:.1f} ({n:.0f})" if n > 1 else f"{100 * m:.1f} (1)")
+        + (f" †{f:.0f}" if f else "")
+        for m, s, n, f in cells.values
     ],
     cells.index,
 )
@@ -84,7 +88,11 @@ for method, task in planned.drop_duplicates().itertuples(index=False):
 first = runs.drop_duplicates("task").set_index("task")["key"]
 constant = {task: f"{100 * ht.studies.constant_score(store.run(first[task])):.1f}" for task in table.columns}
 table = pd.concat([pd.DataFrame(constant, index=["one answer for all"]), table]).rename_axis("method")
-caption = "1,000 training rows of each task, official dev set, metric of GLUE times 100: mean ± sd (seeds)"
+beside = marked[(marked["task"] != "sst2") & marked["task"].isin(table.columns)]
+caption = (
+    "1,000 training rows of each task, official dev set, metric of GLUE times 100: mean ± sd (seeds); †n: n runs score no more "
+    f"than a point above one answer for all ({beside['failed'].sum()} of {len(beside)} besides SST-2)"
+)
 ht.plotting.save_table(table.fillna("–"), "scores_glue", caption=caption, profile="reference")
 print(table.fillna("–").to_string())
 

@@ -144,6 +144,13 @@ def test_a_built_notebook_is_clean_and_built_twice_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00_toy.ipynb", "00_toy.py"]
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_notebooks_leave_statistics_to_the_studies(script: Path) -> None:
+    """An interval of a notebook's own has no documented coverage: `studies.mean_over` and its siblings have."""
+    found = re.findall(r"default_rng|quantile|ttest\w*|scipy\.stats|bootstrap\(", script.read_text())
+    assert not found, f"{script.name} computes statistics by itself: {', '.join(found)}"
+
+
 def test_a_cell_keeps_its_id_when_another_is_put_before_it(build: ModuleType, tmp_path: Path) -> None:
     script = tmp_path / "00_toy.py"
     script.write_text(SCRIPT)
