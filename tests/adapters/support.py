@@ -19,8 +19,10 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import REGISTRY, Adapter
 from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.training.loop import check
 from tests.adapters.life import LABELS, counts_on_bert_base, logits, shake
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+from tests.training.tiny import tiny_bert, tiny_task
 
 NEED_FIELDS: dict[str, Adapter] = {  # those that have no defaults
     "AdapterFusion": ht.AdapterFusion(("a", "b")),
@@ -84,6 +86,10 @@ def _replica() -> None:
     model.base_model._replicate_for_data_parallel()(**tiny_batch())
 
 
+def _trained_in_half_precision() -> None:
+    check(ht.attach(tiny_bert().bfloat16(), ht.Hadamard()), tiny_task(), ht.Protocol(max_length=16), 0)
+
+
 ELSEWHERE: dict[str, Callable[[], object]] = {  # what no cell of the table shows
     "gated LoRA, `UniPELT` too, on DeBERTa-v3 (deberta-v2 with `share_att_key=True`)": _gated_on_shared_projections,
     "gates in a decoder with a filled cache of keys and values": partial(_cached, ht.LoRA(gated="original")),
@@ -92,6 +98,7 @@ ELSEWHERE: dict[str, Callable[[], object]] = {  # what no cell of the table show
     "prompts with a filled cache of keys and values": partial(_cached, ht.PromptTuning()),
     "prompts with another attention mask": _prompt_with_another_mask,
     "every adapter that inserts something, on several devices by `nn.DataParallel`": _replica,
+    "training of a head, a norm or a backbone that is in half precision": _trained_in_half_precision,
 }
 
 
@@ -216,7 +223,7 @@ def support_table() -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     reasons = "\n".join(f"{number}. {reason}" for number, reason in enumerate(notes.reasons, start=1))
     elsewhere = "\n".join(f"- {situation}: {_refusal(attempt)}" for situation, attempt in ELSEWHERE.items())
-    also = f"Also refused, when attached or when the model runs:\n\n{elsewhere}\n"
+    also = f"Also refused, when attached, when the model runs or before it trains:\n\n{elsewhere}\n"
     return f"{HEADER}\n{table}\n\nReasons:\n\n{reasons}\n\n{also}"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.training.protocol import Protocol
@@ -42,6 +43,17 @@ def test_a_validation_split_of_the_task_is_used_and_may_be_capped() -> None:
     assert len(parts["train"].rows) == 40
     assert len(draw(splits, Protocol(validation_rows=5), 0)["validation"].rows) == 5
     assert "validation" not in draw(splits, Protocol(validation_rows=0, select="last"), 0)
+    few = Protocol(validation_rows=5)
+    drawn = [tuple(draw(splits, few, seed)["validation"].rows) for seed in range(4)]
+    assert len(set(drawn)) > 1, "the seed draws them"
+
+
+def test_a_tenth_is_held_out_but_no_more_than_a_thousand_rows() -> None:
+    rows = Dataset.from_dict({"label": range(20_000)})
+    splits = DatasetDict(train=rows, test=rows.select(range(3)))
+    assert len(draw(splits, Protocol(), 0)["validation"].rows) == 1000
+    splits["train"] = rows.select(range(1234))
+    assert len(draw(splits, Protocol(), 0)["validation"].rows) == 124  # rounded up
 
 
 def test_capped_test_rows_are_the_same_for_every_seed() -> None:
