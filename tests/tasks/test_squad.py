@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.tasks import load_task
+from hadamard_toolkit.tasks import load_task, squad
 from tests.local_data import local_data
 
 CONTEXT = "The sky was red, and the sea was red too."
@@ -52,6 +52,12 @@ def test_the_official_dev_rows_are_the_test_split(root: Path) -> None:
     assert task.splits["train"][0]["answers"] == {"text": ["red"], "answer_start": [12]}
     assert task.provenance["subset"] is True
     assert task.provenance["official_rows"] == {"train": 87599, "test": 10570}
+
+
+def test_leaving_rows_out_makes_a_subset_of_a_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squad, "OFFICIAL", {"train": 2, "test": 1})
+    assert load_task("squad", root=root).provenance["subset"] is False
+    assert load_task("squad-unambiguous", root=root).provenance["subset"] is True
 
 
 def test_unambiguous_starts_alone_on_request(root: Path) -> None:
