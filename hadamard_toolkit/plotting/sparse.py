@@ -55,8 +55,9 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
     of their scorer and behind the mask that they vary.
 
     Where the marks of a panel do not all have the same seeds, means of scores would compare seeds, not sparsities. Then
-    all panels show differences to the unpruned run of the same seed, and a mark with fewer seeds than others of its
-    panel carries their number. Runs without an unpruned one are left out, and the note counts them.
+    all panels show differences to the unpruned run of the same seed. A sparsity with fewer seeds than another of its
+    panel has their number under it, and a mark with fewer than others of its sparsity has it above. Runs without an
+    unpruned one are left out, and the note counts them.
 
     Simulated: a loss of 0.020 at 40 and 80 % with other seeds at each is drawn as −0.020 at both, where means of scores
     showed +0.005 and −0.020. `pytest tests/plotting/test_sparse.py -k seeds`.
@@ -67,7 +68,7 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
     if paired:
         runs = _differences(runs)
     sizes = runs.groupby([*CELL], observed=True)["seed"].transform("size")
-    runs = runs.assign(most=sizes.groupby(runs["panel"]).transform("max"))
+    runs = runs.assign(most=sizes.groupby([runs["panel"], runs["sparsity"]]).transform("max"))
     with style():
         figure, panels, height = _panels(runs["panel"], venue, height=1.6)
         drawn = _scorer_looks(runs.loc[(runs["sparsity"] > 0) & (runs["control"] != "dense"), "scorer"])
@@ -246,7 +247,7 @@ def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
     axis.vlines(mean.index[known], low, high, color=colour, linewidth=0.8, alpha=0.8, zorder=2)
     axis.plot(mean.index, mean, color=colour, **look)
     count = by_place.size()
-    for at in count.index[count < rows["most"].iloc[0]]:
+    for at in count.index[count < rows.groupby("at")["most"].first()]:
         where: dict[str, Any] = {
             "xytext": (0, 3),
             "textcoords": "offset points",
@@ -266,7 +267,12 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> N
     edge = shares[-1] + DODGE * len(drawn) / 2 + STEP
     slots = _controls(axis, rows, drawn, edge + 2.5 * STEP)
     ticks = [share for share in shares if len(shares) <= 5 or round(share) % 20 == 0]
-    labels = [f"{share:.3g}" for share in ticks]
+    most = rows.groupby("sparsity")["most"].max()
+    seeds = dict(zip(100 * most.index.to_numpy(float), most.to_numpy(), strict=True))
+    labels = [
+        f"{share:.3g}" if seeds[share] == rows["most"].max() else f"{share:.3g}\nn={seeds[share]}"
+        for share in ticks
+    ]
     right = edge
     if slots:
         ticks = [*ticks, (slots[0][0] + slots[-1][1]) / 2]
@@ -294,7 +300,7 @@ def _score_note(runs: pd.DataFrame, rows: int, paired: bool) -> str:
     said = f"Mean ± one standard deviation over seeds, {count}." if most > 1 else "One seed, so no spread."
     if paired:
         said += (
-            " Differences to the unpruned run of the same seed; a number: the seeds of a mark that has fewer."
+            " Differences to the unpruned run of the same seed; n and numbers: seeds where there are fewer."
         )
     if left := rows - len(runs):
         said += f" Left out, no unpruned run of the same seed: {_plural(left, 'run')}."

@@ -163,10 +163,31 @@ def test_simulated_losses_are_drawn_as_planted_where_sparsities_have_other_seeds
     assert list(axis.lines[0].get_ydata()) == [0, 0]
     [snip] = curves(axis)
     assert list(snip.get_ydata()) == pytest.approx([-0.020, -0.020])
-    assert [text.get_text() for text in axis.texts] == ["2"], "the mark with fewer seeds says so"
-    assert axis.texts[0].xy == pytest.approx((40, -0.020))
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert labels == ["40\nn=2", "80"], "the sparsity with fewer seeds says so"
+    assert not axis.texts
     assert "Differences to the unpruned run of the same seed" in texts(figure)
     assert "Left out" not in texts(figure)
+
+
+def test_a_mark_with_fewer_seeds_than_others_of_its_sparsity_has_their_number() -> None:
+    seeds = {0.2: {"snip": [0], "random": [0]}, 0.4: {"snip": [1, 2], "random": [0, 1, 2]}}
+    seeds |= {0.8: {"snip": [0, 1, 2], "random": [0, 2]}}
+    rows = [
+        (scorer, share, seed, 0.80 + 0.05 * seed - 0.020)
+        for share, by_scorer in seeds.items()
+        for scorer, own in by_scorer.items()
+        for seed in own
+    ]
+    pruned = pd.DataFrame(rows, columns=["scorer", "sparsity", "seed", "score"])
+    table = pd.concat([unequal().query("sparsity == 0"), pruned.assign(task="task", control="none")])
+    [axis] = shown_panels(score_against_sparsity(table))
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["20\nn=1", "40", "80"]
+    assert [text.get_text() for text in axis.texts] == ["2", "2"]
+    snip, random = curves(axis)
+    for text, line, share in zip(axis.texts, (snip, random), (40, 80), strict=True):
+        assert text.xy == pytest.approx((share, -0.020), abs=1)
+        assert text.get_color() == line.get_color()
 
 
 def test_equal_seeds_need_no_differences() -> None:
