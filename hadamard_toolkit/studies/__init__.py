@@ -8,6 +8,7 @@ from hadamard_toolkit.studies.attention_shift import (
     norm_shift,
     polynomial_fits,
 )
+from hadamard_toolkit.studies.kinship import cluster_tasks, mantel
 from hadamard_toolkit.studies.layers import (
     greedy_elimination,
     layer_importance,
@@ -34,8 +35,6 @@ from hadamard_toolkit.studies.pruning import (
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
 from hadamard_toolkit.studies.similarity import (
     ALL_LAYERS,
-    cluster_tasks,
-    mantel,
     share_text,
     similarity_contrast,
     similarity_matrix,

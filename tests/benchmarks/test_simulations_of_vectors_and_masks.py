@@ -12,8 +12,9 @@ import pytest
 from hadamard_toolkit.studies.attention_shift import norm_shift
 from hadamard_toolkit.studies.similarity import similarity_contrast
 from tests.studies.test_attention_shift import crossed
+from tests.studies.test_kinship import mantel_tests, tasks_in_layers
 from tests.studies.test_margins import pairs_alike_in_margins_alone, planted_pairs, rate
-from tests.studies.test_similarity import mantel_tests, similar_tasks, tasks_in_layers
+from tests.studies.test_similarity import similar_tasks
 
 pytestmark = pytest.mark.benchmark
 
