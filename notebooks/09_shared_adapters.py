@@ -119,7 +119,7 @@ figure
 
 # %% tags=["nbval-check-output"]
 pools = {"all tasks": summary}
-if any(store.folder.glob("*/measured/sharing_alike.json")):
+if any(store.has(key, "measured/sharing_alike.json") for key in measured["key"]):
     alike = ht.studies.measured_table(store, "sharing_alike")
     alike["task"] = alike["task"].str.removeprefix("embedded/")
     alone = measured[measured["key"].isin(alike["key"]) & measured["scheme"].isin(["own", "bare"])]

@@ -49,10 +49,13 @@ class Pack:
         if facts.get(b"format") != FORMAT or not self._file.schema_arrow.equals(SCHEMA):
             raise DataError(f"{path} is no packed plan that this version reads")
 
+    def record(self, key: str) -> Any:
+        """What run.json of a run says; its checksum was compared."""
+        return json.loads(self._records[key, RECORD])
+
     @cached_property
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Key -> run.json of every run, checked against its checksum."""
-        return {key: json.loads(content) for (key, _), content in sorted(self.files(RECORD).items())}
+    def _records(self) -> Files:
+        return self.files(RECORD)
 
     def files(self, name: str | None = None) -> Files:
         """Content by key and name, of the files called `name` alone if it is given; all checksums must hold."""

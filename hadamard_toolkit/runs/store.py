@@ -127,9 +127,12 @@ class RunStore:
 
     def record(self, key: str) -> dict[str, Any]:
         """The checked run.json of the run with this very key, loose or packed; `DataError` says what is wrong."""
+        return self._record(key, self._pack_of(key))
+
+    def _record(self, key: str, pack: Pack | None) -> dict[str, Any]:
         folder = self.folder / key
-        if not (folder / RECORD).is_file() and (pack := self._pack_of(key)):
-            return check_record(pack.records[key], folder)
+        if pack is not None and not (folder / RECORD).is_file():
+            return check_record(pack.record(key), folder)
         return read_record(folder)
 
     def folder_of(self, key: str) -> Path:
@@ -172,10 +175,11 @@ class RunStore:
                 f"store={str(self.folder)!r} is not there; it comes into being with its first run"
             )
         rows: list[dict[str, Any]] = []
-        for key in sorted({*self.keys(), *(folder.name for folder in self._folders())}):
+        packed = {key: pack for pack in packs_in(self.folder) for key in pack.names if self._shown(key)}
+        for key in sorted({*packed, *(folder.name for folder in self._folders())}):
             folder = self.folder / key
             try:
-                rows += tidy(self.record(key))
+                rows += tidy(self._record(key, packed.get(key)))
             except DataError as error:
                 warnings.warn(f"skipped {folder}: {error}", stacklevel=2)
             except (KeyError, TypeError, AttributeError) as error:
