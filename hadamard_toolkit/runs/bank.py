@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from hadamard_toolkit.adapters.attachment import Attachment
 
 AUTO = "auto"
-AUTO_ON_GPU, AUTO_ON_CPU = 32, 8  # runs at most; where memory does not suffice, a bank is halved
-# On a processor, arithmetic counts: larger batches gain nothing from more of them at a time, and runs that see other
-# rows lose more by padding to one length than they gain.
-AUTO_CPU_BATCH = 8
-SAME_ROWS = ("train_rows", "validation_rows")
+ON_GPU = 32  # runs at most; where memory does not suffice, a bank is halved
 SHARED = ("head", "stage_one", "precision", "eval_batch_size", "max_length", "batch_size")
 
 
@@ -54,11 +50,12 @@ def jobs(specs: Iterable[RunSpec], bank: int | str) -> list[Job]:
     """`specs` as banks of up to `bank` runs that fit together, in the order of their first runs."""
     groups: dict[Any, list[RunSpec]] = {}
     sizes: dict[Any, tuple[int, str]] = {}
+    most = _most(bank)
     for spec in specs:
-        size, refused = _size(spec, bank), ""
+        size, refused = most, ""
         if size > 1 and (refused := refusal(spec)):
             size = 1
-        key = (_fits(spec), _rows_of(spec, bank), size) if size > 1 else spec
+        key = (_fits(spec), size) if size > 1 else spec
         groups.setdefault(key, []).append(spec)
         sizes[key] = size, refused
     found: list[Job] = []
@@ -70,23 +67,13 @@ def jobs(specs: Iterable[RunSpec], bank: int | str) -> list[Job]:
     return found
 
 
-def _size(spec: RunSpec, bank: int | str) -> int:
+def _most(bank: int | str) -> int:
+    """Runs in a bank. On a processor arithmetic counts, so a bank gains little, and a run alone has the same bytes again."""
+    import torch
+
     if isinstance(bank, int):
         return bank
-    import torch
-
-    if torch.cuda.is_available():
-        return AUTO_ON_GPU
-    return AUTO_ON_CPU if spec.protocol.batch_size <= AUTO_CPU_BATCH else 1
-
-
-def _rows_of(spec: RunSpec, bank: int | str) -> Any:
-    """What decides which rows a run sees when, where that must be equal in a bank."""
-    import torch
-
-    if bank != AUTO or torch.cuda.is_available():
-        return None
-    return spec.task, spec.seed, *(getattr(spec.protocol, field) for field in SAME_ROWS)
+    return ON_GPU if torch.cuda.is_available() else 1
 
 
 def refusal(spec: RunSpec) -> str:

@@ -71,11 +71,10 @@ def sweep(
         a file system that all its machines share.
     workers: runs at a time; None: one per GPU, or one per two cores where there is none.
     bank: how many runs that fit together (the same backbone, adapter, shape of the head and size of batch; any seeds,
-        rates, epochs and tasks) are trained in one pass at most, see `training.bank`; 1: none. `"auto"` forms banks
-        where they are faster: on a GPU, and on a processor of runs that see the same rows in batches of up to 8. Each
-        run is recorded as its own, and `train_info` says `bank`, or `bank_refused` with the reason why it was trained
-        alone. A run in a bank is that run up to rounding and the dropout that is drawn; `bank=1` gives the bytes that
-        `run` gives.
+        rates, epochs and tasks) are trained in one pass at most, see `training.bank`; 1: none. `"auto"` forms banks of
+        up to 32 on a GPU, and none on a processor, where they are hardly faster. Each run is recorded as its own, and
+        `train_info` says `bank`, or `bank_refused` with the reason why it was trained alone. A run in a bank is that
+        run up to rounding and the dropout that is drawn; alone it has the bytes that `run` gives.
     report: called with one line of text per finished run, estimate of the end included, for logs; a progress bar
         shows the same in a terminal and in Jupyter.
 
