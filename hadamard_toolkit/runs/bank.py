@@ -68,7 +68,7 @@ def jobs(specs: Iterable[RunSpec], bank: int | str) -> list[Job]:
 
 
 def _most(bank: int | str) -> int:
-    """Runs in a bank. On a processor arithmetic counts, so a bank gains little, and a run alone has the same bytes again."""
+    """Runs in a bank. On a processor it gains little, and a run alone has the same bytes again."""
     import torch
 
     if isinstance(bank, int):

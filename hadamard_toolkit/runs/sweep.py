@@ -361,9 +361,8 @@ def _pool(size: int, devices: int) -> ProcessPoolExecutor:
 
 def _start_worker(threads: int, slots: Any) -> None:
     """One GPU and a share of the cores for this worker, whose own progress bars would only garble the sweep's."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C in a terminal reaches all: the sweep ends its workers
+    # Ctrl-C in a terminal reaches all processes; the sweep ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["HADAMARD_PROGRESS"] = "0"
     os.environ["OMP_NUM_THREADS"] = str(threads)
     device = slots.get()
