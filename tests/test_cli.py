@@ -332,6 +332,8 @@ def test_doctor_tells_present_from_missing_from_broken(
 
     cli.main(["fetch", "tiny"])
     assert report()[1]["tiny"].startswith("ok")
+    (tiny_pin / "config.json").rename(tiny_pin / "elsewhere")
+    assert report()[1]["tiny"].startswith("--"), "a part of it is not all of it"
     (tiny_pin / "config.json").write_text("{}")
     monkeypatch.setattr(environment, "versions", lambda: {"torch": "missing"})
     status, found, last = report()

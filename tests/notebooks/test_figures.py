@@ -9,6 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
+from hadamard_toolkit import figures, paths
 from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.figures import NOTEBOOKS, draw_all
@@ -42,3 +43,19 @@ def test_every_figure_is_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_unknown_venue_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"venue='nature'.*neurips"):
         next(iter(draw_all(venue="nature")))
+
+
+def test_a_relative_folder_is_that_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    said = "import os, pathlib\nfor name in ('STORE', 'FIGURES'):\n"
+    said += "    pathlib.Path('..', name).write_text(os.path.abspath(os.environ['HADAMARD_' + name]))\n"
+    (tmp_path / "notebooks" / "one.py").write_text(said)
+    for module in (figures, paths):
+        monkeypatch.setattr(module, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(figures, "NOTEBOOKS", ("one",))
+    monkeypatch.chdir(tmp_path / "here")
+    assert list(draw_all("runs", "drawn")) == ["one"]
+    assert (tmp_path / "STORE").read_text() == str(tmp_path / "here" / "runs")
+    assert (tmp_path / "FIGURES").read_text() == str(tmp_path / "here" / "drawn")

@@ -38,6 +38,8 @@ def test_the_columns_go_from_nothing_to_everything() -> None:
     assert [bar[0, 1] for bar in bars] == pytest.approx([0.6 + 0.01 * place for place in range(8)])
     runs = [line for line in scores.lines if line.get_marker() == "o"]
     assert list(runs[0].get_ydata()) == pytest.approx([0.599, 0.6, 0.601])
+    [floor] = [line for line in scores.lines if line.get_linestyle() == "--"]
+    assert list(floor.get_ydata()) == pytest.approx([0.6, 0.6]), "the mean of the empty subset"
     filled = [line for line in matrix.lines if line.get_linestyle() == "-"]
     assert [len(line.get_ydata()) for line in filled] == [sum(cell) for cell in CELLS]
     assert [label.get_text() for label in matrix.get_yticklabels()] == ["W", "b", "norm"]

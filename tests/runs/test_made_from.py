@@ -132,6 +132,14 @@ def test_data_with_flipped_labels_are_refused(spec: RunSpec, store: RunStore, tm
     assert store.run(spec.key).restore(data=False)[2].adapter == spec.adapter
 
 
+def test_data_that_can_no_longer_be_read_are_others(spec: RunSpec, store: RunStore, tmp_path: Path) -> None:
+    (tmp_path / "data" / "glue" / "SST-2" / "train.parquet").write_bytes(b"no rows any more")
+    [reason] = store.outdated()["reason"]
+    assert "task 'sst2' 'glue/SST-2/train.parquet' was SHA-256" in reason
+    with pytest.raises(DataError, match=r"train\.parquet"):
+        run(spec, store)
+
+
 def test_data_from_elsewhere_are_refused(
     spec: RunSpec, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

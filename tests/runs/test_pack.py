@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import hadamard_toolkit as ht
@@ -240,6 +242,23 @@ def test_a_damaged_file_is_named(both: tuple[RunStore, RunStore, Path]) -> None:
     path.write_text("no parquet at all")
     with pytest.raises(DataError, match="is no packed plan"):
         packed.load()
+
+
+def test_a_file_of_other_columns_or_another_format_is_not_read(
+    both: tuple[RunStore, RunStore, Path],
+) -> None:
+    _, packed, _ = both
+    path = packed.folder / "small.runs.parquet"
+    table = pq.read_table(path)
+    for other in (
+        table.append_column("more", pa.nulls(len(table), pa.string())),
+        table.replace_schema_metadata({b"format": b"none"}),
+    ):
+        pq.write_table(other, path)
+        with pytest.raises(
+            DataError, match=r"small\.runs\.parquet is no packed plan that this version reads"
+        ):
+            Pack(path)
 
 
 def test_without_a_cache_to_write_packed_runs_are_read_all_the_same(

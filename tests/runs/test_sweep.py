@@ -185,11 +185,18 @@ def test_interrupt_ends_the_workers_at_once(
     monkeypatch.setattr(module, "_pool", light_pool)
     monkeypatch.setattr(module, "attempt_run", sleeps)
     monkeypatch.setattr(module, "wait", interrupted)
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    own.start()
     others, begun = set(multiprocessing.active_children()), time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        sweep([make_spec()], tmp_path, engine="processes", workers=1)
-    assert time.monotonic() - begun < 50
-    assert set(multiprocessing.active_children()) <= others
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep([make_spec()], tmp_path, engine="processes", workers=1)
+        own.join(1)
+        assert time.monotonic() - begun < 50
+        assert set(multiprocessing.active_children()) == others, "the caller's own process goes on"
+    finally:
+        own.kill()
+        own.join()
 
 
 def pool_that_cannot_start(size: int, devices: int) -> ProcessPoolExecutor:

@@ -210,6 +210,9 @@ def test_evidence_of_masks() -> None:
     counted = attachment.count().drop(index="head").sum()
     assert (cost["trained"], cost["stored"]) == (counted["trained"], counted["stored"])
     assert not cost["merges"]
+    config = attachment.model.config
+    matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    assert cost["backbone"] == config.num_hidden_layers * matrices
 
 
 @pytest.mark.parametrize(

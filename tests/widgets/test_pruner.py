@@ -45,6 +45,7 @@ def shown(pruner: LayerPruner) -> list[list[str]]:
 
 def test_every_control_moves_the_one_state(pruner: LayerPruner) -> None:
     panel = pruner.panel
+    assert panel.cancel.disabled, "nothing is going on"
     panel.switch(1).value = False
     assert pruner.state.range_text == panel.range.value == "0,2"
     assert panel.switch(1).description == "Layer 1: pruned"
@@ -332,6 +333,21 @@ def test_several_tasks_under_one_set_of_switches(store: RunStore, tmp_path: Path
             assert row[3] == views.number(Evaluation.of_run(run).score((0, 1)).value)
         assert pruner.code().count("Evaluation.of_run(") == 2
         assert len(pruner.table()) == 2 * 6
+
+
+def test_on_a_loop_every_task_is_scored(store: RunStore, tmp_path: Path) -> None:
+    keys = store.keys()
+    runs = [store.run(key) for key in keys]
+    pruner = LayerPruner(runs, store=tmp_path, ahead=False)
+
+    async def session() -> None:
+        pruner.apply(Toggle(1))
+        await until(lambda: all(row[-1] == "up to date, validation rows" for row in shown(pruner)))
+        for row, run in zip(shown(pruner), runs, strict=True):
+            assert row[3] == views.number(Evaluation.of_run(run).score((0, 2)).value)
+        pruner.close()
+
+    asyncio.run(session())
 
 
 def test_retraining_goes_through_the_store_and_is_shown_beside(pruner: LayerPruner, tmp_path: Path) -> None:
