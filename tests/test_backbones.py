@@ -207,6 +207,22 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         load_backbone(str(folder))
 
 
+@pytest.mark.parametrize(("head", "name"), [("regression", "classifier"), ("span", "qa_outputs")])
+def test_a_stored_head_for_scores_or_spans_is_replaced_too(folder: Path, head: str, name: str) -> None:
+    trained, tokenizer = load_backbone(str(folder), head=head, seed=5)
+    with torch.no_grad():
+        trained.get_parameter(f"{name}.weight").fill_(7)
+    trained.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    first, again, other = (
+        load_backbone(str(folder), head=head, seed=seed)[0].get_parameter(f"{name}.weight")
+        for seed in (5, 5, 6)
+    )
+    assert not (first == 7).any()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_lost_backbone_weights_are_no_fresh_head(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     lost = "bert.encoder.layer.1.output.dense.weight"

@@ -123,6 +123,10 @@ def test_merge_error_by_dtype(placement: str, dtype: torch.dtype, tolerance: flo
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=tolerance)
 
 
+def test_vectors_have_one_order() -> None:
+    assert ht.Hadamard(vectors=("bias", "weight")) == ht.Hadamard(vectors=("weight", "bias")) == ht.Hadamard()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -51,6 +51,14 @@ def test_a_spec_has_one_spelling_of_its_sparsity(make_spec: MakeSpec) -> None:
             {"when": "gradual", "scorer": "magnitude", "rounds": 2},
             "rounds=2 is not allowed with when='gradual'",
         ),
+        (
+            {"when": "gradual", "scorer": "magnitude", "warmup_steps": 5},
+            "warmup_steps=5 is not allowed with when='gradual'",
+        ),
+        (
+            {"when": "gradual", "scorer": "magnitude", "control": "random"},
+            "control='random' is not allowed with when='gradual'",
+        ),
         ({"begin": 0.8}, "end=0.7 is not allowed"),
     ],
 )

@@ -241,6 +241,14 @@ def test_masks_have_files_of_their_own_with_provenance(tmp_path: Path) -> None:
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in attachment.state_dict().items())
 
 
+def test_arrays_are_copies_that_may_be_changed() -> None:
+    masks = ht.sparsify(attached(), scorer="random", sparsity=0.5)
+    removed = masks.removed
+    for array in masks.arrays().values():
+        array[...] = True
+    assert masks.removed == removed == masks.entries // 2
+
+
 def test_after_a_reload_remove_gives_the_initial_values_back(tmp_path: Path) -> None:
     attachment = attached(seed=3)
     dense = attachment.state_dict()

@@ -181,12 +181,13 @@ def test_a_missing_or_broken_file_is_named(root: Path) -> None:
         load_task("sst2", root=root)
 
 
-def test_a_file_that_differs_from_its_listed_sum_is_refused(root: Path) -> None:
+@pytest.mark.parametrize("before", ["  ", " *"])  # as `sha256sum` and `sha256sum --binary` write it
+def test_a_file_that_differs_from_its_listed_sum_is_refused(root: Path, before: str) -> None:
     file = "glue/SST-2/train.parquet"
     found = hashlib.sha256((root / file).read_bytes()).hexdigest()
-    (root / "SHA256SUMS").write_text(f"{found}  {file}\n")
+    (root / "SHA256SUMS").write_text(f"{found}{before}{file}\n")
     assert load_task("sst2", root=root).provenance["files"][file] == found
-    (root / "SHA256SUMS").write_text(f"{'0' * 64}  {file}\n")
+    (root / "SHA256SUMS").write_text(f"{'0' * 64}{before}{file}\n")
     with pytest.raises(
         DataError, match=f"{file} is not the file that SHA256SUMS lists: expected 0+, found {found}"
     ):

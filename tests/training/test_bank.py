@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
 from hadamard_toolkit.training.bank import Member, train_bank
+from hadamard_toolkit.training.bank_attention import folded_attention
 from hadamard_toolkit.training.bank_state import Course, Forward, StackedAdamW
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
@@ -321,6 +323,20 @@ def test_dropout_of_a_bank_has_the_distribution_of_passes_alone(architecture: st
     assert ((together.mean(0) - alone_.mean(0)).abs() < 4 * error).all()
     assert torch.allclose(together.std(0), alone_.std(0), rtol=0.2)
     assert len(torch.unique(together[:, 0, 0])) > 0.9 * runs
+
+
+def test_a_bank_that_ends_leaves_the_attention_of_another_as_it_is() -> None:
+    model = ht.backbone_from_config(tiny_config("bert"))
+    forward, values = Forward(model, dict(model.named_parameters())), dict(model.named_parameters())
+    values = {name: value.detach().expand(2, *value.shape) for name, value in values.items()}
+    inputs = {name: value.expand(2, *value.shape) for name, value in tiny_batch().items()}
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with torch.no_grad(), folded_attention():  # one bank at work, in whose time two others begin and end
+        folded = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        first = forward(values, inputs)
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is folded is not plain
+        assert torch.equal(forward(values, inputs), first)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is plain
 
 
 def test_half_precision_banks() -> None:

@@ -15,7 +15,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.adapters.parts import parts_of
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
-from hadamard_toolkit.training.layer_cache import LayerCache
+from hadamard_toolkit.training.layer_cache import BEGUN, LayerCache
 from tests.adapters.life import shake
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
 
@@ -222,6 +222,24 @@ def test_work_that_was_left_is_gone_on_with() -> None:
     np.testing.assert_allclose(
         cache.logits((1,)), LayerCache(attachment, rows()).logits((1,)), rtol=0, atol=1e-6
     )
+
+
+def test_more_questions_may_be_begun_than_are_kept_half_way() -> None:
+    attachment = trained("bert")
+    cache, free = LayerCache(attachment, rows(), batch_size=3), LayerCache(attachment, rows())
+    places = list(parts_of(attachment))
+    questions = [[place] for place in places] + [[*places[:2], place] for place in places[2:]]
+    assert len(questions) > BEGUN
+    begun = [cache.steps(kept) for kept in questions]
+    for work in begun:
+        assert next(work) is None
+    assert len(cache._begun) == BEGUN
+    ran: list[int] = []
+    attachment.sites(0, "query").module.register_forward_pre_hook(lambda module, args: ran.append(1))
+    cache.logits(questions[-1])
+    assert len(ran) == -(-ROWS // 3) - 1  # the latest is gone on with; the oldest has to begin anew
+    for kept in questions:
+        np.testing.assert_allclose(cache.logits(kept), free.logits(kept), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -39,6 +39,12 @@ def test_silent_when_told_to_and_in_ci(monkeypatch: pytest.MonkeyPatch, name: st
     assert shown(Terminal()) == ""
 
 
+@pytest.mark.parametrize("value", ["", "0", "false", "False"])
+def test_a_ci_that_is_said_to_be_off_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CI", value)
+    assert "stage two" in shown(Terminal())
+
+
 def test_silent_where_output_is_a_file() -> None:
     assert shown(io.StringIO()) == ""
 
