@@ -58,6 +58,22 @@ def test_every_site_of_every_layer_exists_and_has_the_width_of_what_passes_it(ar
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_norm_follows_its_block(architecture: str) -> None:
+    model = tiny_model(architecture)
+    unshare(model)
+    places, called = Sites(model), list[tuple[int, str]]()
+    order = [
+        (layer, name)
+        for layer in range(len(places))
+        for name in ("attention_output", "attention_norm", "ffn_output", "ffn_norm")
+    ]
+    for place in order:
+        places(*place).module.register_forward_pre_hook(lambda *_, place=place: called.append(place))
+    model(**tiny_batch())
+    assert called == order
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_residual_sum_is_a_site_where_a_norm_reads_it(architecture: str) -> None:
     model = tiny_model(architecture)
     unshare(model)
