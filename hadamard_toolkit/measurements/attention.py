@@ -99,6 +99,7 @@ def _batches(run: Run, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> 
             tokenizer(
                 *(column[start : start + BATCH] for column in texts),
                 padding=True,
+                padding_side="right",
                 truncation=True,
                 max_length=run.spec.protocol.max_length,
                 return_tensors="pt",

@@ -28,7 +28,12 @@ def gates(run: Run, store: RunStore) -> pd.DataFrame:
     rows = task.splits["test"].select(range(min(EXAMPLES, task.splits["test"].num_rows)))
     texts = [list(rows[column]) for column in task.text_columns]
     batch = tokenizer(
-        *texts, padding=True, truncation=True, max_length=run.spec.protocol.max_length, return_tensors="pt"
+        *texts,
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=run.spec.protocol.max_length,
+        return_tensors="pt",
     )
     with torch.no_grad(), record_gates(attachment) as record:
         model.eval()(**batch.to(model.device))

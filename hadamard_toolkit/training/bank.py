@@ -36,6 +36,7 @@ from hadamard_toolkit.training.loop import (
     Known,
     Outcome,
     check,
+    check_ends,
     finish,
     kind_of,
     metrics_of,
@@ -157,7 +158,7 @@ def _train(members: list[Member], store: FeatureStore) -> list[Outcome | Excepti
     with _flags_put_back(template) as keep_flags:
         bank = _open(members, accelerator)
         details: dict[str, Any] = {"head": members[0].protocol.head, "stage_one": None, "fallback": None}
-        texts, features = _texts(bank, members[0].tokenizer), None
+        texts, features = _texts(bank), None
         _check_forward(bank, texts)
         for stages in zip(*plans, strict=True):
             if stages[0].name == "stage_one":
@@ -201,6 +202,7 @@ def _open(members: list[Member], accelerator: Accelerator) -> Bank:
         runs.append(Run(member.attachment, accelerator, member.protocol, kind, metrics, member.seed))
         texts = known.setdefault((id(member.tokenizer), tuple(member.task.text_columns)), {})
         data.append(Data(member.task, kind, draw(member.task.splits, member.protocol, member.seed), texts))
+        check_ends(member.attachment.model, member.tokenizer, data[-1])
     device, template = accelerator.device, members[0].attachment
     template.model.to(device)
     own = _once(template.named_parameters())
@@ -232,8 +234,8 @@ class _Rows:
     `pool(index, split)` gives the rows of a split that run `index` may need; runs that share a pool share its rows.
     """
 
-    def __init__(self, bank: Bank, pool: Callable[[int, str], Source], *, left: bool = False) -> None:
-        self.bank, self._pool, self._left = bank, pool, left
+    def __init__(self, bank: Bank, pool: Callable[[int, str], Source]) -> None:
+        self.bank, self._pool = bank, pool
         self._tables: dict[tuple[int, ...], Table] = {}
 
     def part(self, name: str) -> Part | None:
@@ -249,14 +251,14 @@ class _Rows:
         distinct = {id(source): source for source in sources.values()}
         if tuple(distinct) not in self._tables:
             rows = list(distinct.values())
-            self._tables[tuple(distinct)] = Table(rows, self.bank.accelerator.device, left=self._left)
+            self._tables[tuple(distinct)] = Table(rows, self.bank.accelerator.device)
         starts = np.cumsum([0, *(len(source.rows) for source in distinct.values())])
         begin = dict(zip(distinct, starts.tolist(), strict=False))
         places = {index: begin[id(source)] + data[index].places(name) for index, source in sources.items()}
         return Part(self._tables[tuple(distinct)], places)
 
 
-def _texts(bank: Bank, tokenizer: PreTrainedTokenizerBase) -> _Rows:
+def _texts(bank: Bank) -> _Rows:
     sources: dict[int, Source] = {}
 
     def pool(index: int, split: str) -> Source:
@@ -265,7 +267,7 @@ def _texts(bank: Bank, tokenizer: PreTrainedTokenizerBase) -> _Rows:
             sources[id(examples)] = bank.runs[index].kind.source(examples)
         return sources[id(examples)]
 
-    return _Rows(bank, pool, left=tokenizer.padding_side == "left")
+    return _Rows(bank, pool)
 
 
 def _features(bank: Bank, store: FeatureStore) -> _Rows:

@@ -197,8 +197,8 @@ class StackedAdamW:
 class Table:
     """Rows of several sources, one below the other, as padded tensors on the device."""
 
-    def __init__(self, sources: Sequence[Source], device: torch.device, *, left: bool) -> None:
-        self.device, self._left = device, left
+    def __init__(self, sources: Sequence[Source], device: torch.device) -> None:
+        self.device = device
         self._multiple = (
             8 if device.type == "cuda" else 1
         )  # lengths that suit tensor cores and fused attention
@@ -212,8 +212,7 @@ class Table:
         """Inputs [runs, rows, longest of them, …] and labels [runs, rows] of rows by their places [runs, rows]."""
         longest = -(-int(self.lengths[places].max()) // self._multiple) * self._multiple
         here = torch.from_numpy(places).to(self.device, non_blocking=True)
-        columns = slice(-longest, None) if self._left else slice(longest)
-        return {name: value[:, columns][here] for name, value in self.inputs.items()}, self.labels[here]
+        return {name: value[:, :longest][here] for name, value in self.inputs.items()}, self.labels[here]
 
 
 def _joined_rows(sources: Sequence[Source]) -> Batch:

@@ -149,22 +149,23 @@ class SortedBatches(Sampler[list[int]]):
 
 
 class Padding:
-    """Collate rows of `Examples`: pad to the longest row of the batch with the tokenizer's own rules.
+    """Collate rows of `Examples`: pad to the longest row of the batch with the tokenizer's own rules, but on the right.
 
-    `side` is "left" or "right"; None leaves it to the tokenizer.
+    On the left, padding would move every token from its place: what a model says of a row, and which token its head
+    reads, would depend on the other rows of the batch.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, side: str | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.pad_token_id is None:
             raise DataError(
                 f"{type(tokenizer).__name__} has no padding token; set tokenizer.pad_token, e.g. to eos_token"
             )
-        self.tokenizer, self.side = tokenizer, side
+        self.tokenizer = tokenizer
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         extra = {key: torch.as_tensor(np.asarray([row[key] for row in rows])) for key in ("row", "labels")}
         inputs = [{key: value for key, value in row.items() if key not in extra} for row in rows]
-        return {**self.tokenizer.pad(inputs, return_tensors="pt", padding_side=self.side), **extra}
+        return {**self.tokenizer.pad(inputs, return_tensors="pt", padding_side="right"), **extra}
 
 
 @dataclass(frozen=True)

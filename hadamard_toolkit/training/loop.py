@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
 from hadamard_toolkit.sites import position_limit
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.training.batching import Source
@@ -87,14 +87,15 @@ def train(
 
     Raises `ArgumentError` for a head that does not fit the task, for more rows than there are and for a protocol with
     `pretraining`, `UnsupportedError` for parameters to train in half precision (the head and the norms of a backbone
-    in bfloat16), `DataError` for a tokenizer that belongs to another model, `TrainingError` for a loss that is not
-    finite.
+    in bfloat16), `DataError` for a tokenizer that belongs to another model and for rows that a head which reads the end
+    token cannot read, `TrainingError` for a loss that is not finite.
     """
     check(attachment, task, protocol, seed)
     make_agree(attachment.model, tokenizer)
     stages = plan(attachment, protocol)
     kind = kind_of(task, tokenizer, protocol)
     data = Data(task, kind, draw(task.splits, protocol, seed))
+    check_ends(attachment.model, tokenizer, data)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
     run = Run(attachment, accelerator, protocol, kind, metrics_of(task), seed, on_step)
@@ -238,6 +239,33 @@ class Data:
     def source_of_validation(self) -> Source | None:
         """The validation rows, if the protocol holds any out."""
         return self.source("validation") if "validation" in self.parts else None
+
+
+def check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+    """Raise `DataError` for rows without an end token, or with more than others, where the head reads the last one.
+
+    It does in encoder-decoder models, which need as many of them in every row.
+    """
+    end = getattr(model.config, "eos_token_id", None)
+    if not model.config.is_encoder_decoder or data.task.kind == "span" or end is None:
+        return
+    usual, token = None, tokenizer.convert_ids_to_tokens(end)
+    for split in dict.fromkeys(part.split for part in data.parts.values()):
+        rows, examples = data.pool(split)
+        counts = [ids.count(end) for ids in examples.inputs["input_ids"]]
+        usual = min(counts) if usual is None else usual
+        for row, count in zip(rows.tolist(), counts, strict=True):
+            where = f"task {data.task.name!r}, split {split!r}, row {row} has"
+            head = f"the head of {type(model).__name__}"
+            if not count:
+                raise DataError(
+                    f"{where} no end token {token!r}, which {head} reads: the tokenizer should put one behind every row"
+                )
+            if count != usual:
+                raise DataError(
+                    f"{where} {count} end tokens {token!r} where others have {usual}, and {head} needs as many in "
+                    "every row: take it out of the text"
+                )
 
 
 class Features:

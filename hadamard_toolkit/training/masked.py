@@ -61,7 +61,7 @@ class MaskedText:
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         batch = self._pad(rows)
         special = batch.pop("special_tokens_mask").bool()
-        # Padding on the left or right is marked as special too.
+        # Padding is marked as special too.
         ids, labels = self._masker.torch_mask_tokens(batch["input_ids"], special)
         if not bool((labels != NOT_CHOSEN).any()):  # few short rows: a mean over nothing would be no number
             row, place = (~special).nonzero()[0].tolist()

@@ -104,7 +104,7 @@ class Spans:
             )
         self.tokenizer, self.max_length = tokenizer, protocol.max_length
         self.stride = protocol.max_length // 3 if protocol.stride is None else protocol.stride
-        self._pad = Padding(tokenizer, side="right")  # on the left it would move every token from its place
+        self._pad = Padding(tokenizer)
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         return self._pad(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.measurements import MEASUREMENTS, measure
+from hadamard_toolkit.measurements.gates import gates
 
 MakeSpec = Callable[..., ht.RunSpec]
 
@@ -31,6 +33,21 @@ def test_gates_of_a_run_come_out_the_same_with_and_without_its_weights(
     assert found["mean"].between(0, 1).all()
     assert (found["sd"] > 0).any()
     pd.testing.assert_frame_equal(found, tables["vectors"])
+
+
+def test_gates_are_measured_with_padding_on_the_right(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(
+        adapter=ht.UniPELT(gated="masked"), protocol=replace(make_spec().protocol, head="trained")
+    )
+    store = ht.RunStore(tmp_path)
+    ht.run(spec, store)
+    settings = Path(spec.backbone) / "tokenizer_config.json"
+    before, text = gates(store.run(spec.key), store), settings.read_text()
+    try:
+        settings.write_text(json.dumps({**json.loads(text), "padding_side": "left"}))
+        pd.testing.assert_frame_equal(gates(store.run(spec.key), store), before)
+    finally:
+        settings.write_text(text)
 
 
 def test_what_does_not_apply_is_refused_and_the_command_goes_on(

@@ -113,6 +113,15 @@ def test_a_batch_is_padded_to_its_own_longest_row() -> None:
         assert batch["labels"].tolist() == examples.labels[rows].tolist()
 
 
+def test_padding_stands_on_the_right_whatever_the_tokenizer_prefers() -> None:
+    tokenizer = tiny_tokenizer()
+    examples = tokenise(tiny_task().splits["train"], ("text",), tokenizer, 32)
+    tokenizer.padding_side = "left"
+    for batch in Source(examples, Padding(tokenizer)).evaluation(8):
+        assert (batch["input_ids"][:, 0] == tokenizer.cls_token_id).all()
+        assert (batch["attention_mask"].diff(dim=1) <= 0).all()
+
+
 def test_digest_tells_rows_apart_and_ignores_labels() -> None:
     def digest(ids: list[list[int]], label: int = 0) -> str:
         return Examples({"input_ids": ids}, np.full(len(ids), label)).digest()
