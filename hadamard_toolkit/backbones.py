@@ -173,10 +173,36 @@ _OF_THE_LAST_CALL = {
 }  # a tokenizer keeps these in its file; every call sets them anew
 
 
+# What a tokenizer's settings say besides how text becomes ids: who wrote them, and what every call sets anew.
+_NOT_OF_THE_IDS = {
+    "added_tokens_decoder",
+    "auto_map",
+    "backend",
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "is_local",
+    "max_length",
+    "model_max_length",
+    "name_or_path",
+    "pad_to_multiple_of",
+    "padding_side",
+    "processor_class",
+    "special_tokens_map_file",
+    "stride",
+    "tokenizer_file",
+    "transformers_version",
+    "truncation_strategy",
+}
+
+
 def _meanings(folder: Path) -> dict[str, str]:
-    """SHA-256 of what config and vocabulary in `folder` say."""
+    """SHA-256 of what config and tokenizer in `folder` say."""
     found = {}
-    for name, ignored in (("config.json", NOT_THE_BACKBONE), ("tokenizer.json", _OF_THE_LAST_CALL)):
+    for name, ignored in (
+        ("config.json", NOT_THE_BACKBONE),
+        ("tokenizer.json", _OF_THE_LAST_CALL),
+        ("tokenizer_config.json", _NOT_OF_THE_IDS),
+    ):
         if (folder / name).is_file():
             said = json.loads((folder / name).read_text("utf-8"))
             told = {key: value for key, value in said.items() if key not in ignored}

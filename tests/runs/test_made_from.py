@@ -124,6 +124,15 @@ def test_another_vocabulary_is_another_backbone(spec: RunSpec, store: RunStore) 
     refused_everywhere(spec, store, "'tokenizer.json' was SHA-256")
 
 
+def test_a_vocabulary_that_is_read_otherwise_is_another_backbone(spec: RunSpec, store: RunStore) -> None:
+    path = Path(spec.backbone) / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "padding_side": "left", "model_max_length": 7}))  # no ids change
+    assert store.outdated().empty
+    path.write_text(json.dumps({**said, "truncation_side": "left"}))
+    refused_everywhere(spec, store, "'tokenizer_config.json' was SHA-256")
+
+
 def test_data_with_flipped_labels_are_refused(spec: RunSpec, store: RunStore, tmp_path: Path) -> None:
     flip_labels(tmp_path / "data")
     refused_everywhere(spec, store, "task 'sst2', split 'train' was SHA-256")
