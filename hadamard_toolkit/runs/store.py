@@ -68,6 +68,8 @@ class RunStore:
     """
 
     def __init__(self, folder: str | Path, *, keep: str = "adapters") -> None:
+        if folder == "":  # as of a variable that is not set
+            raise ArgumentError("folder='' is not allowed; name a folder, or say '.' for this one")
         self.folder = Path(folder).expanduser()
         check_choice("keep", keep, KEEP)
         self.keep = keep

@@ -63,6 +63,8 @@ def test_empty_store_is_an_empty_table(tmp_path: Path) -> None:
     assert list(store.load().columns) == list(COLUMNS)
     assert store.load().empty
     assert store.wide().empty
+    with pytest.raises(ArgumentError, match="folder='' is not allowed"):
+        RunStore("")  # would be the working folder
     with pytest.raises(ArgumentError, match="it is a file"):
         RunStore(Path(__file__))
     with pytest.raises(ArgumentError, match=r"test_store.py is a file, and a store is a folder"):
