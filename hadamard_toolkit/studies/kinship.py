@@ -119,7 +119,7 @@ def _check_diagonal(matrix: np.ndarray, argument: str) -> None:
         raise ArgumentError(
             f"{argument} has {own.min():.2f} to {own.max():.2f} on its diagonal: its tasks are measured with unequal "
             "noise, which orders their pairs as well. Use similarity_matrix(…, value='disattenuated') without the "
-            "tasks that have none; fill the diagonal with one value where entries have no noise"
+            "tasks that have none"
         )
 
 

@@ -198,15 +198,17 @@ def leave_one_out(removals: pd.DataFrame, *, split: str = TEST) -> pd.DataFrame:
 def greedy_elimination(removals: pd.DataFrame, *, split: str = HELD_OUT) -> pd.DataFrame:
     """Backward elimination of every run: again and again, remove the layer whose loss costs the held-out score least.
 
-    Equal scores go to the smaller `loss` (where the table has it), then to the lower layer. Columns: `key`, `task`,
-    `seed`, `rule`, `size` (layers kept), `removed` (the layer that went; −1 at the full size), `kept`.
+    Equal scores go to the smaller `loss` (where the table has it), then to a layer that is drawn by the run's key: the
+    lower layer every time would be an order that all runs share. Columns: `key`, `task`, `seed`, `rule`, `size` (layers
+    kept), `removed` (the layer that went; −1 at the full size), `kept`.
     """
     if split == TEST:
         raise ArgumentError("split='test' is not allowed: layers are chosen on held-out rows")
     grid = _grid(removals, split)
     orders = []
     for run, key in enumerate(grid.runs["key"]):
-        orders.append(greedy_order(grid.score[run], grid.loss[run], grid.layers))
+        drawn = np.random.default_rng(list(str(key).encode())).permutation(grid.layers)
+        orders.append(greedy_order(grid.score[run], grid.loss[run], grid.layers, drawn))
         if len(orders[-1]) < grid.layers:
             left = grid.full - sum(2**layer for layer in orders[-1])
             raise DataError(
@@ -215,16 +217,21 @@ def greedy_elimination(removals: pd.DataFrame, *, split: str = HELD_OUT) -> pd.D
     return _paths(grid, {"greedy": orders})
 
 
-def greedy_order(score: np.ndarray, loss: np.ndarray, layers: int) -> list[int]:
-    """Layers in the order of backward elimination by scores [2 ** layers]; it ends where a candidate was not scored."""
+def greedy_order(
+    score: np.ndarray, loss: np.ndarray, layers: int, ties: np.ndarray | None = None
+) -> list[int]:
+    """Layers in the order of backward elimination by scores [2 ** layers]; it ends where a candidate was not scored.
+
+    Of layers equal in score and loss, the one that stands first in `ties` goes, or the lowest.
+    """
+    place = np.arange(layers) if ties is None else np.argsort(ties)
     code, order = 2**layers - 1, []
     while code:
         candidates = [layer for layer in range(layers) if code & 2**layer]
         places = [code - 2**layer for layer in candidates]
         if np.isnan(score[places]).any():
             break
-        best = max(zip(score[places], -loss[places], [-layer for layer in candidates], strict=True))
-        order.append(-best[2])
+        order.append(max(zip(score[places], -loss[places], -place[candidates], candidates, strict=True))[3])
         code -= 2 ** order[-1]
     return order
 

@@ -19,9 +19,9 @@ from hadamard_toolkit.studies.layers import (
     taylor_scores,
     write_kept,
 )
-from hadamard_toolkit.studies.pruning import against_chance
+from hadamard_toolkit.studies.pruning import against_chance, rank_agreement
 from hadamard_toolkit.studies.sufficient import smallest_set
-from tests.studies.removals import WORTH, by_rows, noise, planted, table
+from tests.studies.removals import LAYERS, WORTH, by_rows, noise, planted, table
 
 # tables and arrays -------------------------------------------------------------------------------------------------
 
@@ -97,9 +97,8 @@ def test_two_layers_that_stand_in_for_one_another() -> None:
     assert set(last) <= {"1", "3"}
 
 
-def test_equal_scores_go_by_loss_then_by_layer() -> None:
+def test_equal_scores_go_by_loss() -> None:
     removals = table(lambda *_: 0.5)
-    assert greedy_elimination(removals)["removed"].tolist()[:5] == [-1, 0, 1, 2, 3]
     lossy = removals.assign(loss=[-WORTH[list(read_kept(kept))].sum() for kept in removals["kept"]])
     assert greedy_elimination(lossy)["removed"].tolist()[:5] == [-1, 0, 2, 3, 1]
 
@@ -216,3 +215,13 @@ def test_the_band_holds_nine_tenths_of_the_subsets_each_the_mean_of_its_seeds() 
         )
         assert row["mean"] == pytest.approx(means.mean())
         assert (row["subsets"], row["seeds"]) == (20, 3)
+
+
+def test_equal_scores_are_no_order_that_runs_share() -> None:
+    """The lower layer every time would be one: tasks in which nothing differs would agree perfectly."""
+    flat = table(lambda *_: 0.8, tasks=40, seeds=1)
+    paths = greedy_elimination(flat)
+    first = paths[paths["size"] == LAYERS - 1]["removed"]
+    assert set(first) == set(range(LAYERS))
+    assert rank_agreement(paths)["p"].iloc[0] > 0.05
+    pd.testing.assert_frame_equal(greedy_elimination(flat), paths)
