@@ -7,7 +7,7 @@ from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_
 from .adapters.gates import record_gates as record_gates
 from .adapters.hadamard import Hadamard as Hadamard
 from .adapters.ia3 import IA3 as IA3
-from .adapters.interop import export_peft as export_peft, import_peft as import_peft
+from .interop.peft import export_peft as export_peft, import_peft as import_peft
 from .adapters.loading import load_attachment as load_attachment
 from .adapters.lora import LoRA as LoRA
 from .adapters.mam import MAM as MAM
@@ -37,7 +37,7 @@ from .errors import (
     UnsupportedError as UnsupportedError,
 )
 from .runs.environment import __version__ as __version__
-from .runs.large_sparse import large_sparse_plan as large_sparse_plan
+from .runs.plan import large_sparse_plan as large_sparse_plan
 from .runs.run import run as run
 from .runs.spec import RunSpec as RunSpec
 from .runs.store import RunStore as RunStore
@@ -53,6 +53,6 @@ from .training import protocols as protocols
 from .training.features import FeatureStore as FeatureStore
 from .training.loop import Outcome as Outcome, train as train
 from .training.protocol import Protocol as Protocol
-from .training.scoring import draw_batches as draw_batches
+from .training.pruning import draw_batches as draw_batches
 from .widgets.pruner import LayerPruner as LayerPruner
 from .widgets.pruning_state import PruningState as PruningState

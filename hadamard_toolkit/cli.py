@@ -207,8 +207,9 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from hadamard_toolkit.runs.labels import describe
     from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol, parse_sparsity
-    from hadamard_toolkit.runs.record import describe, is_subset
+    from hadamard_toolkit.runs.record import is_subset
     from hadamard_toolkit.runs.rescue import rescue
     from hadamard_toolkit.runs.run import run
     from hadamard_toolkit.runs.spec import RunSpec
@@ -317,8 +318,8 @@ def _bank_size(text: str) -> int | str:
 
 def _sweep(options: argparse.Namespace) -> int:
     from hadamard_toolkit.cli_sweep import announce, do_sweep
+    from hadamard_toolkit.runs.labels import describe
     from hadamard_toolkit.runs.plan import load_plan
-    from hadamard_toolkit.runs.record import describe
     from hadamard_toolkit.runs.store import RunStore
 
     store, specs = RunStore(options.store, keep=options.keep), load_plan(options.plan)

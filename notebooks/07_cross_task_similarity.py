@@ -181,7 +181,7 @@ print(across.groupby(["vector", "seeds"])["value"].agg(["mean", "std", "count"])
 # model of task B and score B's test rows, with B's own head as it is, and with a head trained anew on B's training rows. Against:
 # the bare backbone (gain 0), B's own vectors, and A's vectors with the coordinates of each layer permuted, which are as far
 # from the identity in no learned direction. Target and source have the same seed. Measured with
-# `hadamard_toolkit.measurements.transplant`.
+# `hadamard_toolkit.measurements.cross_task_transfer`.
 
 # %% tags=["nbval-check-output"]
 transplants = ht.studies.measured_table(store, "transplant")

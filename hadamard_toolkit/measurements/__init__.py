@@ -19,11 +19,11 @@ __all__ = ["MEASUREMENTS", "measure"]
 MEASUREMENTS = {
     "attention": "attention",
     "gates": "gates",
-    "removal": "removal",
+    "removal": "layer_ablation",
     "sharing": "sharing",
     "sharing_alike": "sharing",
-    "taylor": "removal",
-    "transplant": "transplant",
+    "taylor": "layer_ablation",
+    "transplant": "cross_task_transfer",
 }
 
 

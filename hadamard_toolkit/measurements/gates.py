@@ -7,7 +7,7 @@ import torch
 
 from hadamard_toolkit.adapters.gates import record_gates
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.measurements.live import live
+from hadamard_toolkit.runs.live import live
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks.registry import load_task

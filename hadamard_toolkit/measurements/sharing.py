@@ -15,7 +15,7 @@ from hadamard_toolkit.adapters.files import stack_vectors
 from hadamard_toolkit.adapters.hadamard import Hadamard
 from hadamard_toolkit.adapters.tuning import HeadOnly
 from hadamard_toolkit.errors import DataError, UnsupportedError
-from hadamard_toolkit.measurements.transplant import sources
+from hadamard_toolkit.measurements.cross_task_transfer import sources
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore

@@ -3,7 +3,12 @@
 from hadamard_toolkit.plotting.ablation import ablation_grid
 from hadamard_toolkit.plotting.attention import attention_norms, fit_comparison
 from hadamard_toolkit.plotting.export import Saved, save, table_hash
-from hadamard_toolkit.plotting.layers import importance_by_layer, layers_kept_by_task, score_by_layers_kept
+from hadamard_toolkit.plotting.latex import SavedTable, save_table
+from hadamard_toolkit.plotting.layer_ablation import (
+    importance_by_layer,
+    layers_kept_by_task,
+    score_by_layers_kept,
+)
 from hadamard_toolkit.plotting.lowresource import score_against_rows
 from hadamard_toolkit.plotting.masks import overlap_by_cell, overlap_matrices
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
@@ -12,7 +17,6 @@ from hadamard_toolkit.plotting.sharing import sharing_tradeoff
 from hadamard_toolkit.plotting.similarity import similarity_by_layer, similarity_matrices, transplant_gains
 from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
 from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
-from hadamard_toolkit.plotting.tables import SavedTable, save_table
 from hadamard_toolkit.plotting.tradeoff import score_against_parameters
 
 __all__ = [

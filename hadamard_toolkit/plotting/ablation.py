@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hadamard_toolkit.plotting.plots import require
+from hadamard_toolkit.plotting.panels import require
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, looks, new_figure, style
 from hadamard_toolkit.studies.ablation import CELLS, PARTS, SYMBOLS, cell_name
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import require
+from hadamard_toolkit.plotting.panels import require
 from hadamard_toolkit.plotting.style import FAINT, INK, frame, looks, new_figure, style
 from hadamard_toolkit.studies.attention_shift import FITS
 

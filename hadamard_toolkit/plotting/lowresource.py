@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import EDGED, _handles, _label_below, _panels, _seeds, require
+from hadamard_toolkit.plotting.panels import (
+    EDGED,
+    label_below,
+    legend_handles,
+    panels_by_task,
+    require,
+    seeds_text,
+)
 from hadamard_toolkit.plotting.style import Look, frame, looks, style
 
 SIDE = 1.015  # factor on the axis between neighbouring methods, so that their marks can be told apart
@@ -27,7 +34,7 @@ def score_against_rows(table: pd.DataFrame, *, venue: str = "neurips", metric: s
     table = require(table, "task", "method", "rows", "seed", "score", numbers=("rows", "score"))
     _check(table)
     with style():
-        figure, panels, height = _panels(table["task"], venue, height=2.0)
+        figure, panels, height = panels_by_task(table["task"], venue, height=2.0)
         drawn = looks(table["method"])
         for axis, (task, runs) in zip(panels, table.groupby("task", sort=False, observed=True), strict=True):
             axis.set_xscale("log")
@@ -44,8 +51,8 @@ def score_against_rows(table: pd.DataFrame, *, venue: str = "neurips", metric: s
             axis.set_title(str(task))
             if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
                 axis.set_ylabel(metric)
-        _label_below(panels, "Training rows (log scale)")
-        frame(figure, height, handles=_handles(drawn), note=_note(table))
+        label_below(panels, "Training rows (log scale)")
+        frame(figure, height, handles=legend_handles(drawn), note=_note(table))
     return figure
 
 
@@ -72,7 +79,7 @@ def _line(axis: Axes, runs: pd.DataFrame, look: Look, shift: float) -> None:
 
 
 def _note(table: pd.DataFrame) -> str:
-    count = _seeds(table, "task", "method", "rows")
+    count = seeds_text(table, "task", "method", "rows")
     if count == "1 seed":
         return "Line: one run per method and K, so no spread."
     return f"Line: mean, bar: ± one standard deviation of {count} per method and K."

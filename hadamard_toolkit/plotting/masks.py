@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import EDGED, _handles, require
+from hadamard_toolkit.plotting.panels import EDGED, legend_handles, require
 from hadamard_toolkit.plotting.similarity import _colours, heat
 from hadamard_toolkit.plotting.sparse import SCORER_ORDER
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
@@ -127,7 +127,7 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         if len(nulls) > 1:
             note += " Filled: given the density of each tensor; hollow: given its rows and columns as well."
         note += f" No pairs: {'; '.join(missing)}." if missing else ""
-        handles = _handles({CELLS[cell]: drawn[cell] for cell in shown})
+        handles = legend_handles({CELLS[cell]: drawn[cell] for cell in shown})
         for handle in handles:
             handle.set_linestyle("-")
         frame(figure, 0.45 + (0.27 if len(nulls) == 1 else 0.4) * len(names), handles=handles, note=note)

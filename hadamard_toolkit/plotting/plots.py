@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.export import rounded
-from hadamard_toolkit.plotting.style import FAINT, GRID, Look, frame, looks, new_figure, style
+from hadamard_toolkit.plotting.panels import (
+    EDGED,
+    VECTOR_TITLES,
+    label_below,
+    legend_handles,
+    panels_by_task,
+    readable,
+    require,
+    seeds_text,
+    stripes,
+)
+from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
 
 IDENTITY = {"weight": 1.0, "bias": 0.0}
-EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
-VECTOR_TITLES = {"weight": "Weight, learned W − 1", "bias": "Bias, learned b"}
-
-
-def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """The table as it is drawn (`rounded`); `ArgumentError` unless it has rows, the `columns` and finite `numbers`."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ArgumentError(
-            f"table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, table.columns))}"
-        )
-    if table.empty:
-        raise ArgumentError("table has no rows; there is nothing to draw")
-    for column in numbers:
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            raise ArgumentError(f"table[{column!r}] is of type {table[column].dtype}; numbers are needed")
-        if not np.isfinite(table[column].to_numpy(dtype=float)).all():
-            raise ArgumentError(
-                f"table[{column!r}] holds missing or infinite values; drop or explain them first"
-            )
-    return rounded(table)
 
 
 def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
@@ -61,7 +48,7 @@ def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         drawn = looks(table["task"])
         for axis, vector in zip(axes, shown, strict=True):
             part = table[table["vector"] == vector]
-            _stripes(axis, len(layers))
+            stripes(axis, len(layers))
             axis.axhline(0, color=FAINT, linewidth=0.6, zorder=1)
             for place, (task, look) in enumerate(drawn.items()):
                 offset = (place - (len(drawn) - 1) / 2) * min(0.8 / len(drawn), 0.22)
@@ -77,7 +64,7 @@ def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         axes[-1].set_xlim(-0.5, len(layers) - 0.5)
         axes[-1].set_xlabel("Layer")
         note = f"Mark: median; bar: middle 50 %; line: middle 90 % of {_counted(table)}. The outer 10 % is not drawn."
-        frame(figure, 1.3 * len(shown) + 0.25, handles=_handles(drawn, wide=True), note=note)
+        frame(figure, 1.3 * len(shown) + 0.25, handles=legend_handles(drawn, wide=True), note=note)
     return figure
 
 
@@ -97,7 +84,7 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
         )
     part = _in_sequence(part)
     with style():
-        figure, panels, height = _panels(part["task"], venue, height=1.4)
+        figure, panels, height = panels_by_task(part["task"], venue, height=1.4)
         drawn = looks(part["method"])
         for axis, (task, rows) in zip(panels, part.groupby("task", sort=False, observed=True), strict=True):
             metrics = rows["metric"].unique()
@@ -112,18 +99,16 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
             for switch in sorted(switches):
                 axis.axvline(switch + 0.5, color=FAINT, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
             axis.set_title(str(task))
-            axis.set_ylabel(_readable(str(metrics[0])))
+            axis.set_ylabel(readable(str(metrics[0])))
             axis.grid(axis="y")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
             axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        _label_below(panels, "Epoch, all stages" if part["stage"].nunique() > 1 else "Epoch")
+        label_below(panels, "Epoch, all stages" if part["stage"].nunique() > 1 else "Epoch")
         seeds = part["seed"].nunique()
-        note = f"{_readable(split)} rows. " + (
-            "Line: mean, band: worst to best of " if seeds > 1 else "From "
-        )
-        note += _seeds(part, "task", "method") + ". "
+        note = f"{readable(split)} rows. " + ("Line: mean, band: worst to best of " if seeds > 1 else "From ")
+        note += seeds_text(part, "task", "method") + ". "
         note += "Dotted: a method's next stage begins." if part["stage"].nunique() > 1 else ""
-        frame(figure, height, handles=_handles(drawn), note=note)
+        frame(figure, height, handles=legend_handles(drawn), note=note)
     return figure
 
 
@@ -142,7 +127,7 @@ def score_by_method(table: pd.DataFrame, *, venue: str = "neurips", metric: str 
         )
     methods = list(dict.fromkeys(table["method"]))
     with style():
-        figure, panels, height = _panels(
+        figure, panels, height = panels_by_task(
             table["task"], venue, height=0.42 + 0.19 * len(methods), labels=methods
         )
         drawn = looks(methods)
@@ -158,7 +143,7 @@ def score_by_method(table: pd.DataFrame, *, venue: str = "neurips", metric: str 
             axis.grid(axis="x")
             axis.margins(x=0.12)
             axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-        _label_below(panels, metric)
+        label_below(panels, metric)
         seeds = table.groupby(["task", "method"], observed=True)["seed"].nunique()
         least, most = int(seeds.min()), int(seeds.max())
         count = (
@@ -176,11 +161,6 @@ def _spread(axis: Axes, at: float, values: np.ndarray, look: Look) -> None:
     axis.vlines(at, five, ninety_five, color=look.colour, linewidth=0.9, zorder=2)
     axis.vlines(at, quarter, three_quarters, color=look.colour, linewidth=3.2, zorder=3)
     axis.plot(at, middle, look.marker, color=look.colour, markersize=4.2, zorder=4, **EDGED)
-
-
-def _stripes(axis: Axes, count: int) -> None:
-    for column in range(0, count, 2):
-        axis.axvspan(column - 0.5, column + 0.5, color=GRID, alpha=0.45, linewidth=0, zorder=0)
 
 
 def _in_sequence(table: pd.DataFrame) -> pd.DataFrame:
@@ -217,66 +197,8 @@ def _row(axis: Axes, place: int, scores: np.ndarray, look: Look) -> None:
     axis.plot(mean, place, look.marker, color=look.colour, markersize=4.8, zorder=4, **EDGED)
 
 
-def _panels(
-    tasks: pd.Series, venue: str, *, height: float, labels: Sequence[object] | None = None
-) -> tuple[Figure, list[Axes], float]:
-    """A grid of panels, one per task, and its height: as many in a row as can be read beside the row `labels`."""
-    count = tasks.nunique()
-    figure = new_figure(venue)
-    beside = 0.1 + 0.05 * max(len(str(label)) for label in labels) if labels else 0.0
-    room = max(1, int((figure.get_figwidth() - beside) / 1.25))
-    rows = math.ceil(count / room)
-    columns = math.ceil(count / rows)
-    panels = list(figure.subplots(rows, columns, sharey=labels is not None, squeeze=False).flat)
-    for unused in panels[count:]:
-        unused.set_axis_off()
-    return figure, panels[:count], rows * height + 0.15
-
-
-def _label_below(panels: Sequence[Axes], text: str) -> None:
-    """Name the horizontal axis under the lowest panel of each column."""
-    lowest = {panel.get_subplotspec().colspan.start: panel for panel in panels}  # type: ignore[union-attr]
-    for panel in lowest.values():
-        panel.set_xlabel(text)
-
-
-def _handles(drawn: Mapping[Hashable, Look], *, wide: bool = False) -> list[Line2D]:
-    size: dict[str, Any] = {"linewidth": 2.6, "markersize": 4.2} if wide else {}
-    return [
-        Line2D(
-            [],
-            [],
-            color=look.colour,
-            marker=look.marker,
-            linestyle="-" if wide else look.line,
-            label=str(name),
-            **EDGED,
-            **size,
-        )
-        for name, look in drawn.items()
-    ]
-
-
 def _counted(table: pd.DataFrame) -> str:
     by = ["task", "layer", "vector"]
     if "seed" not in table.columns:
         return f"{table.groupby(by, observed=True).size().max()} coordinates"
-    return (
-        f"{table.groupby([*by, 'seed'], observed=True).size().max()} coordinates in {_seeds(table, 'task')}"
-    )
-
-
-def _seeds(table: pd.DataFrame, *by: str) -> str:
-    """`"3 seeds"`, or `"2 to 3 seeds"` where the groups of `by` have different numbers."""
-    counts = table.groupby(list(by), observed=True)["seed"].nunique()
-    least, most = int(counts.min()), int(counts.max())
-    return _plural(least, "seed") if least == most else f"{least} to {most} seeds"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _readable(name: str) -> str:
-    words = name.replace("_", " ")
-    return words[:1].upper() + words[1:]
+    return f"{table.groupby([*by, 'seed'], observed=True).size().max()} coordinates in {seeds_text(table, 'task')}"

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import require
+from hadamard_toolkit.plotting.panels import require
 from hadamard_toolkit.plotting.style import FAINT, INK, frame, new_figure, style
 
 SITES = {

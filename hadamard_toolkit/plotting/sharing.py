@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hadamard_toolkit.errors import check_choice
-from hadamard_toolkit.plotting.plots import require
+from hadamard_toolkit.plotting.panels import require
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, looks, new_figure, style
 from hadamard_toolkit.studies.sharing import BARE, GOAL_PARAMETERS, GOAL_SHARE, OWN, UNSHARED
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import EDGED, _handles, _label_below, _plural, require
+from hadamard_toolkit.plotting.panels import EDGED, label_below, legend_handles, plural, require
 from hadamard_toolkit.plotting.style import FAINT, INK, SEQUENTIAL, centred, frame, looks, new_figure, style
 
 TITLES = {"weight": "W − 1", "bias": "b"}
@@ -111,8 +111,8 @@ def similarity_by_layer(table: pd.DataFrame, *, venue: str = "neurips", measure:
             axis.grid(axis="y")
             axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes[0].set_ylabel(measure)
-        _label_below(list(axes), "Layer")
-        handles = _handles({QUANTITIES[str(name)]: look for name, look in drawn.items()})
+        label_below(list(axes), "Layer")
+        handles = legend_handles({QUANTITIES[str(name)]: look for name, look in drawn.items()})
         tasks = f" of {int(shown['tasks'].max())} tasks" if "tasks" in shown.columns else ""
         note = f"Line: mean, band: 95 % interval for other tasks (jackknife{tasks}). Other seeds are the ceiling of "
         note += "the same measure, permuted coordinates its floor."
@@ -159,14 +159,14 @@ def transplant_gains(table: pd.DataFrame, *, venue: str = "neurips", metric: str
             axis.spines["left"].set_visible(False)
             axis.grid(axis="x")
             axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        _label_below(list(axes), f"{metric} gained")
+        label_below(list(axes), f"{metric} gained")
         handles = [
             Line2D([], [], color=look.colour, marker=look.marker, linestyle="", label=KINDS[str(kind)])
             for kind, look in drawn.items()
         ]
         counts = gains[gains["kind"] == "source"].groupby(["task", "head"]).size()
         many = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-        seeds = f" {_plural(table['seed'].nunique(), 'seed')}." if "seed" in table.columns else ""
+        seeds = f" {plural(table['seed'].nunique(), 'seed')}." if "seed" in table.columns else ""
         note = f"Small marks: single models, {many} sources per target; bars: their means. Gained: over the "
         note += f"bare backbone with the same kind of head.{seeds}"
         frame(figure, 0.5 + 0.34 * len(tasks), handles=handles, note=note)

@@ -13,7 +13,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError, check_choice
-from hadamard_toolkit.plotting.plots import EDGED, _handles, _label_below, _panels, _plural, require
+from hadamard_toolkit.plotting.panels import (
+    EDGED,
+    label_below,
+    legend_handles,
+    panels_by_task,
+    plural,
+    require,
+)
 from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, style
 
 # A scorer keeps its look from figure to figure, whichever of them a table has.
@@ -70,7 +77,7 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
     sizes = runs.groupby([*CELL], observed=True)["seed"].transform("size")
     runs = runs.assign(most=sizes.groupby([runs["panel"], runs["sparsity"]]).transform("max"))
     with style():
-        figure, panels, height = _panels(runs["panel"], venue, height=1.6)
+        figure, panels, height = panels_by_task(runs["panel"], venue, height=1.6)
         drawn = _scorer_looks(runs.loc[(runs["sparsity"] > 0) & (runs["control"] != "dense"), "scorer"])
         for axis, (title, rows) in zip(panels, runs.groupby("panel", sort=False), strict=True):
             _unpruned(axis, rows.loc[rows["sparsity"] == 0, "score"].to_numpy(dtype=float))
@@ -80,7 +87,7 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
             axis.grid(axis="y")
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             _across(axis, rows, drawn)
-        _label_below(panels, "Removed, %")
+        label_below(panels, "Removed, %")
         frame(figure, height, handles=_score_legend(runs, drawn), note=_score_note(runs, len(table), paired))
     return figure
 
@@ -100,7 +107,7 @@ def density_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         raise ArgumentError(f"table holds {first}; 0 <= kept <= entries and entries > 0 are needed")
     masks = table if "seed" in table.columns else table.assign(seed=0)
     with style():
-        figure, panels, height = _panels(table["adapter"], venue, height=1.45)
+        figure, panels, height = panels_by_task(table["adapter"], venue, height=1.45)
         drawn = _scorer_looks(table["scorer"])
         for axis, (adapter, rows) in zip(
             panels, masks.groupby("adapter", sort=False, observed=True), strict=True
@@ -119,16 +126,16 @@ def density_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
         for axis in panels:
             if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
                 axis.set_ylabel("Kept, %")
-        _label_below(panels, "Layer")
+        label_below(panels, "Layer")
         by_adapter = masks.groupby("adapter", observed=True)["seed"].nunique()
         seeds, least = by_adapter.max(), by_adapter.min()
-        range_of = _plural(seeds, "seed") if least == seeds else f"{least} to {seeds} seeds"
+        range_of = plural(seeds, "seed") if least == seeds else f"{least} to {seeds} seeds"
         spread = f"Line: mean, band: least to most of {range_of}. " if seeds > 1 else ""
         count = "" if seeds > 1 else " One seed, so no spread." if "seed" in table.columns else ""
         note = (
             f"{spread}Grey line: the share kept of the adapter as a whole, the same for all scorers.{count}"
         )
-        frame(figure, height, handles=_handles(drawn), note=note)
+        frame(figure, height, handles=legend_handles(drawn), note=note)
     return figure
 
 
@@ -284,7 +291,7 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> N
 
 
 def _score_legend(runs: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> list[Line2D]:
-    handles = _handles(drawn)
+    handles = legend_handles(drawn)
     if (runs["sparsity"] == 0).any():
         handles.append(Line2D([], [], color=FAINT, linewidth=1.0, label="unpruned"))
     for control, name in CONTROL_NAMES.items():
@@ -303,7 +310,7 @@ def _score_note(runs: pd.DataFrame, rows: int, paired: bool) -> str:
             " Differences to the unpruned run of the same seed; n and numbers: seeds where there are fewer."
         )
     if left := rows - len(runs):
-        said += f" Left out, no unpruned run of the same seed: {_plural(left, 'run')}."
+        said += f" Left out, no unpruned run of the same seed: {plural(left, 'run')}."
     if (runs["control"] != NO_CONTROL).any():
         said += " Hollow: controls, in the colour of the scorer whose masks (filled) they vary."
     tasks = runs["task"].unique()

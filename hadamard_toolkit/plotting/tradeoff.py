@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import require
+from hadamard_toolkit.plotting.panels import require
 from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, new_figure, style
 
 EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}

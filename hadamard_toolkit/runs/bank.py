@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs import environment
-from hadamard_toolkit.runs.fused import Sources, source_specs
+from hadamard_toolkit.runs.fusion_sources import Sources, source_specs
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.run import Prepared, Tasks, features_of_process, finished, prepare
 from hadamard_toolkit.runs.spec import RunSpec, canonical_json

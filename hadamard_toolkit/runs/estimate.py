@@ -11,7 +11,7 @@ import pandas as pd
 
 from hadamard_toolkit.paths import CHECKOUT, in_checkout
 from hadamard_toolkit.runs.environment import describe_device
-from hadamard_toolkit.runs.record import method_name
+from hadamard_toolkit.runs.labels import method_name
 from hadamard_toolkit.runs.spec import RunSpec, canonical_json
 from hadamard_toolkit.runs.store import COLUMNS, RunStore
 

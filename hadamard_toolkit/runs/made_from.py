@@ -133,7 +133,7 @@ def outdated(store: RunStore) -> pd.DataFrame:
 
 def set_aside(store: RunStore, keys: Sequence[str]) -> Path:
     """`RunStore.set_aside`. Weights that the store kept for fusions over these runs go with them."""
-    from hadamard_toolkit.runs.fused import KEPT
+    from hadamard_toolkit.runs.fusion_sources import KEPT
 
     if packed := [key for key in keys if not (store.folder / key / RECORD).is_file()]:
         raise ArgumentError(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.paths import atomic_folder, atomic_write
-from hadamard_toolkit.runs.fused import source_specs
+from hadamard_toolkit.runs.fusion_sources import source_specs
 from hadamard_toolkit.runs.packed import (
     ENDING,
     RECORD,

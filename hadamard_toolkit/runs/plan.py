@@ -1,11 +1,11 @@
-"""Adapters, protocols and grids of specs from text: the command line and plan files. Nothing is ever evaluated."""
+"""Plans, lists of specs: from text (the command line, plan files; nothing is ever evaluated) and for Large-Sparse."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,3 +169,47 @@ def _read(node: ast.expr, text: str, argument: str, known: Mapping[str, Callable
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def large_sparse_plan(
+    budget: int,
+    adapter: Adapter,
+    *,
+    task: str | Iterable[str],
+    protocol: Protocol,
+    sparsity: Sparsity,
+    backbone: str = "minilm-l6",
+    full_protocol: Protocol | None = None,
+    sizes: Iterable[int] | None = None,
+    biases: bool = False,
+    seeds: Iterable[int] = (0,),
+) -> list[RunSpec]:
+    """Specs for `sweep`: per task and seed the small dense adapter, a sparse one per larger width, full fine-tuning.
+
+    `budget`, `adapter`, `sizes` and `biases` as in `large_sparse`; of `sparsity` all is used but the share, which each
+    width sets. `full_protocol` is that of full fine-tuning, whose learning rate is another one; None takes `protocol`.
+    """
+    from hadamard_toolkit.adapters.tuning import FullFineTuning
+    from hadamard_toolkit.backbones import load_backbone
+    from hadamard_toolkit.sparsity.budgets import dense_adapter, large_sparse
+
+    model, _ = load_backbone(backbone)
+    pairs = large_sparse(budget, adapter, model, sizes=sizes, biases=biases, maskable=sparsity.maskable)
+    pairs = pairs[pairs["sparsity"] > 0]
+    first = int(pairs["kept"].iloc[0]) if len(pairs) else budget
+    rows: list[tuple[Adapter, Sparsity | None, Protocol]] = [
+        (dense_adapter(adapter, model, first, maskable=sparsity.maskable), None, protocol)
+    ]
+    rows += [
+        (wide, dataclasses.replace(sparsity, sparsity=share), protocol)
+        for wide, share in zip(pairs["adapter"], pairs["sparsity"], strict=True)
+    ]
+    rows.append((FullFineTuning(), None, full_protocol or protocol))
+    tasks = [task] if isinstance(task, str) else list(task)
+    seeds = list(seeds)
+    return [
+        RunSpec(backbone, name, method, how, pruning, seed)
+        for name in tasks
+        for method, pruning, how in rows
+        for seed in seeds
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import warnings
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.paths import atomic_write
+from hadamard_toolkit.runs.labels import describe, method_name
 from hadamard_toolkit.runs.spec import RunSpec, key_of
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Run:
             self.spec.backbone, labels=task["labels"], head=task["head"], seed=self.spec.seed
         )
         if steps := self.spec.protocol.pretraining:
-            from hadamard_toolkit.training.continued import adapt_again
+            from hadamard_toolkit.training.continued_pretraining import adapt_again
 
             adapt_again(
                 model, self.spec.backbone, self.spec.task, steps, self.info["meta_info"]["pretraining"]
@@ -272,49 +272,6 @@ def whole_model(attachment: Attachment) -> bool:
     """Whether saving the attachment would save most of the backbone, as with full fine-tuning."""
     stored = int(attachment.count().drop(index="head")["stored"].sum())
     return 2 * stored > sum(p.numel() for p in attachment.model.base_model.parameters())
-
-
-def method_name(adapter: Any) -> str:
-    """Class name of an adapter; a stack's parts joined by "+"."""
-    parts = [getattr(adapter, f.name) for f in dataclasses.fields(adapter)]
-    nested = [
-        part
-        for part in parts
-        if isinstance(part, tuple) and part and all(map(dataclasses.is_dataclass, part))
-    ]
-    return "+".join(method_name(part) for part in nested[0]) if nested else type(adapter).__name__
-
-
-def describe(spec: RunSpec) -> str:
-    """The method of a run in one line: its adapter as code, how it is pruned and on what it was pretrained, if so."""
-    parts = [label_of(spec.adapter)]
-    if spec.sparsity is not None:
-        parts.append(label_of(spec.sparsity))
-    if spec.protocol.pretraining:
-        parts.append(f"after {', '.join(label_of(step) for step in spec.protocol.pretraining)}")
-    return " ".join(parts)
-
-
-def label_of(value: Any) -> str:
-    """A dataclass as one would write it in code, with the fields that differ from their defaults."""
-    changed = []
-    for entry in dataclasses.fields(value):
-        own = getattr(value, entry.name)
-        default = (
-            entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
-        )
-        if own != default:
-            changed.append(f"{entry.name}={_source(own)}")
-    return f"{type(value).__name__}({', '.join(changed)})"
-
-
-def _source(value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        return label_of(value)
-    if isinstance(value, tuple):
-        inner = ", ".join(map(_source, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _rows(history: pd.DataFrame) -> list[dict[str, Any]]:

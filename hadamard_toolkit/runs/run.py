@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hadamard_toolkit.adapters.attachment import Attachment
-    from hadamard_toolkit.runs.fused import Sources
+    from hadamard_toolkit.runs.fusion_sources import Sources
     from hadamard_toolkit.tasks.base import Task
     from hadamard_toolkit.training.features import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
@@ -80,7 +80,7 @@ def record(done: Run, store: RunStore) -> None:
 
 
 def _train(spec: RunSpec, store: RunStore | None = None) -> Run:
-    from hadamard_toolkit.runs.fused import sources
+    from hadamard_toolkit.runs.fusion_sources import sources
 
     with sources(spec, store) as under:
         return _train_over(spec, under)
@@ -130,8 +130,8 @@ def prepare(spec: RunSpec, under: Sources, tasks: Tasks | None = None) -> Prepar
     from hadamard_toolkit.adapters.attachment import attach
     from hadamard_toolkit.backbones import backbone_provenance, load_backbone
     from hadamard_toolkit.tasks.registry import load_task
-    from hadamard_toolkit.training.continued import adapt
-    from hadamard_toolkit.training.scoring import prune_for_run
+    from hadamard_toolkit.training.continued_pretraining import adapt
+    from hadamard_toolkit.training.pruning import prune_for_run
 
     started, times = datetime.now(UTC), {"load": 0.0}
     with _timed(times, "load"):

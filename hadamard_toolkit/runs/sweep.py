@@ -23,8 +23,9 @@ import pandas as pd
 from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError, check_choice, check_range
 from hadamard_toolkit.runs.bank import AUTO, Bank, Job, check_bank_size, jobs, run_bank, specs_of
 from hadamard_toolkit.runs.environment import usable_cores
+from hadamard_toolkit.runs.labels import describe
 from hadamard_toolkit.runs.made_from import Here
-from hadamard_toolkit.runs.record import Run, describe
+from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.rescue import rescue
 from hadamard_toolkit.runs.run import record, run
 from hadamard_toolkit.runs.spec import RunSpec

@@ -9,7 +9,7 @@ from hadamard_toolkit.studies.attention_shift import (
     polynomial_fits,
 )
 from hadamard_toolkit.studies.kinship import cluster_tasks, mantel
-from hadamard_toolkit.studies.layers import (
+from hadamard_toolkit.studies.layer_ablation import (
     greedy_elimination,
     layer_importance,
     leave_one_out,
@@ -17,6 +17,11 @@ from hadamard_toolkit.studies.layers import (
     removal_paths,
     subset_band,
     taylor_scores,
+)
+from hadamard_toolkit.studies.layer_ablation_tests import (
+    against_chance,
+    better_than_chance,
+    rank_agreement,
 )
 from hadamard_toolkit.studies.mask_statistics import (
     dead_units,
@@ -26,11 +31,6 @@ from hadamard_toolkit.studies.mask_statistics import (
     overlap_cells,
     overlap_table,
     score_agreement,
-)
-from hadamard_toolkit.studies.pruning import (
-    against_chance,
-    better_than_chance,
-    rank_agreement,
 )
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
 from hadamard_toolkit.studies.similarity import (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
-from hadamard_toolkit.studies.layers import (
+from hadamard_toolkit.studies.layer_ablation import (
     HELD_OUT,
     ON_HELD_OUT_ROWS,
     TEST,

@@ -10,7 +10,8 @@ import pandas as pd
 
 from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.errors import DataError, check_choice, check_range
-from hadamard_toolkit.runs.record import Run, label_of
+from hadamard_toolkit.runs.labels import label_of
+from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.training import metrics
 

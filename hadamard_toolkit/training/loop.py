@@ -20,11 +20,11 @@ from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.training.batching import Source
 from hadamard_toolkit.training.evaluation import device_name, open_accelerator
 from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features, without_backbone
-from hadamard_toolkit.training.kinds import Kind, Labelled
 from hadamard_toolkit.training.protocol import Protocol
-from hadamard_toolkit.training.spans import Spans
+from hadamard_toolkit.training.question_answering import Spans
 from hadamard_toolkit.training.splits import Part, draw
 from hadamard_toolkit.training.stages import OnStep, Run, Stage, put_back, snapshot, train_stage
+from hadamard_toolkit.training.task_types import Kind, Labelled
 from hadamard_toolkit.vocabulary import make_agree
 
 ADAPTER_ROLES = ("adapter", "norm", "gate")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
-from hadamard_toolkit.training.pretraining import PRECISIONS, ContinuedPretraining, read_steps
+from hadamard_toolkit.training.pretraining_step import PRECISIONS, ContinuedPretraining, read_steps
 
 HEAD_POLICIES = ("trained", "frozen-random", "first-then-frozen")
 STAGE_ONE = ("cached", "full")

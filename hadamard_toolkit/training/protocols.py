@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hadamard_toolkit.training.pretraining import ContinuedPretraining
+from hadamard_toolkit.training.pretraining_step import ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
 
 __all__ = ["dapt", "full_fine_tuning", "hadamard", "smoke", "sparse_adapter", "squad", "tapt", "unipelt"]

@@ -22,9 +22,9 @@ from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.errors import TrainingError
 from hadamard_toolkit.training.batching import Source, mix
 from hadamard_toolkit.training.evaluation import inputs_of
-from hadamard_toolkit.training.kinds import Kind
 from hadamard_toolkit.training.progress import bar, tell
 from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.task_types import Kind
 
 LOOK_EVERY = 16  # steps between looks at the loss; each look waits for the device
 

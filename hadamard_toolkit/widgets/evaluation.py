@@ -14,12 +14,12 @@ import pandas as pd
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import Place, check_places
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_choice, check_range
+from hadamard_toolkit.measurements.layer_cache import LayerCache
+from hadamard_toolkit.studies.intervals import paired_interval
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import evaluation as scoring
 from hadamard_toolkit.training.batching import Padding, tokenise
-from hadamard_toolkit.training.layer_cache import LayerCache
 from hadamard_toolkit.widgets.evidence import cost_table, evidence_table
-from hadamard_toolkit.widgets.intervals import paired_interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +116,7 @@ class Evaluation:
     @classmethod
     def of_run(cls, run: Run, *, split: str | None = None, **options: Any) -> Self:
         """Of a stored run: its weights, and by default the very rows that it held out."""
-        from hadamard_toolkit.measurements.live import live
+        from hadamard_toolkit.runs.live import live
         from hadamard_toolkit.tasks.registry import load_task
 
         chosen = split or ("validation" if "validation" in run.predictions else "test")

@@ -15,7 +15,7 @@ def consensus_order(store: RunStore, tasks: Collection[str], layers: Collection[
     Ranks are those of greedy elimination on held-out rows (`studies.layers`), averaged over the runs of a task, then
     over tasks; of equals the lower layer goes first. `DataError` where nothing was measured on other tasks.
     """
-    from hadamard_toolkit.studies.layers import greedy_elimination
+    from hadamard_toolkit.studies.layer_ablation import greedy_elimination
     from hadamard_toolkit.studies.tables import measured_table
 
     table = measured_table(store, "removal")

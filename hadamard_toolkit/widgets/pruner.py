@@ -24,10 +24,11 @@ from hadamard_toolkit.runs.store import RunStore, as_store
 from hadamard_toolkit.runs.sweep import MissingExtraError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.widgets import views
-from hadamard_toolkit.widgets.adapters import pruned_adapter
 from hadamard_toolkit.widgets.background import Background, Idle, Steps
 from hadamard_toolkit.widgets.evaluation import ROWS, Score
+from hadamard_toolkit.widgets.inputs import headless_code, profile_of, subjects
 from hadamard_toolkit.widgets.orders import consensus_order, greedy_order
+from hadamard_toolkit.widgets.pruned_adapter import pruned_adapter
 from hadamard_toolkit.widgets.pruning_state import (
     Event,
     Keep,
@@ -41,7 +42,6 @@ from hadamard_toolkit.widgets.pruning_state import (
     Undo,
 )
 from hadamard_toolkit.widgets.retrain import Retraining
-from hadamard_toolkit.widgets.subjects import headless_code, profile_of, subjects
 
 try:
     import ipywidgets as widgets

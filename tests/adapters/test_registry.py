@@ -18,7 +18,6 @@ PACKAGE = TESTS.parents[1] / "hadamard_toolkit"
 SHARED = {
     *("__init__", "base", "attachment", "files", "masking", "gates", "attention", "parts"),
     *("declaring", "fingerprint", "loading", "merging", "passing"),
-    *("interop", "peft_formats"),
 }
 # Registered adapters whose module holds others too; every other module registers one.
 TOGETHER = {

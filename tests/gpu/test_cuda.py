@@ -19,8 +19,8 @@ from torch import Tensor
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.measurements.layer_cache import LayerCache
 from hadamard_toolkit.runs.spec import RunSpec
-from hadamard_toolkit.training.layer_cache import LayerCache
 from hadamard_toolkit.training.loop import train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.adapters.life import LABELS, shake

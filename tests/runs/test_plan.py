@@ -7,6 +7,7 @@ import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.runs.labels import describe, label_of
 from hadamard_toolkit.runs.plan import (
     load_plan,
     parse_adapter,
@@ -14,7 +15,6 @@ from hadamard_toolkit.runs.plan import (
     parse_protocol,
     parse_sparsity,
 )
-from hadamard_toolkit.runs.record import describe, label_of
 from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.training import protocols
 

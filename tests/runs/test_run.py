@@ -14,7 +14,8 @@ import torch
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError
-from hadamard_toolkit.runs.record import Run, is_subset, label_of, method_name
+from hadamard_toolkit.runs.labels import label_of, method_name
+from hadamard_toolkit.runs.record import Run, is_subset
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore

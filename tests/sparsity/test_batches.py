@@ -16,7 +16,7 @@ from hadamard_toolkit.sparsity.batches import Batches
 from hadamard_toolkit.sparsity.scores import SCORERS, Scene, scoring
 from tests.architectures import tiny_batch, tiny_config
 from tests.sparsity.tiny import attached
-from tests.training.test_spans import encode, span_task
+from tests.training.test_question_answering import encode, span_task
 from tests.training.tiny import GOOD, tiny_bert, tiny_task, tiny_tokenizer
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from hadamard_toolkit.studies.layers import read_kept, write_kept
+from hadamard_toolkit.studies.layer_ablation import read_kept, write_kept
 
 LAYERS = 4
 WORTH = np.array([0.01, 0.12, 0.02, 0.06])  # what each planted layer adds

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.studies.ablation import component_effects
-from hadamard_toolkit.studies.layers import removal_paths, write_kept
-from hadamard_toolkit.studies.pruning import better_than_chance, rank_agreement
+from hadamard_toolkit.studies.layer_ablation import removal_paths, write_kept
+from hadamard_toolkit.studies.layer_ablation_tests import better_than_chance, rank_agreement
 from hadamard_toolkit.studies.sharing import sharing_summary
 from hadamard_toolkit.studies.statistics import hierarchical_bootstrap, mean_over
 from hadamard_toolkit.studies.sufficient import smallest_set

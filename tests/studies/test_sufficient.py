@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.studies.layers import (
+from hadamard_toolkit.studies.layer_ablation import (
     greedy_elimination,
     read_correct,
     read_kept,

@@ -9,7 +9,7 @@ from datasets import DatasetDict
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.tasks.base import Task, in_memory
 from hadamard_toolkit.tasks.metrics import BY_KIND
-from hadamard_toolkit.training import answers, metrics
+from hadamard_toolkit.training import metrics, squad_metrics
 
 ON_CLASSES = {"accuracy", "macro-f1", "micro-f1", "matthews"}
 ALLOWED = {  # kind and number of labels -> metrics
@@ -57,7 +57,7 @@ def test_every_metric_of_the_table_is_computed_and_no_other() -> None:
     for name in BY_KIND["regression"]:
         assert metrics.compute([name], labels[:, None] * 2.0, labels) == pytest.approx({name: 1.0})
     assert set(metrics.METRICS) == {*BY_KIND["classification"], *BY_KIND["regression"]}
-    assert set(answers.RULES) == set(BY_KIND["span"])
+    assert set(squad_metrics.RULES) == set(BY_KIND["span"])
 
 
 @pytest.mark.parametrize(

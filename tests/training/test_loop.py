@@ -23,7 +23,7 @@ from hadamard_toolkit.training.loop import Outcome, plan, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import tiny_config, tiny_model
 from tests.training.test_features import MaxPooled
-from tests.training.test_spans import span_task
+from tests.training.test_question_answering import span_task
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -10,9 +10,9 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.training import protocols, stages
-from hadamard_toolkit.training.kinds import Labelled
 from hadamard_toolkit.training.loop import train
 from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.task_types import Labelled
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
 PRESETS = [protocols.hadamard(), protocols.sparse_adapter(), protocols.unipelt(500), protocols.smoke()]

@@ -16,10 +16,10 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs.record import Run
-from hadamard_toolkit.studies.layers import layer_importance
-from hadamard_toolkit.widgets.adapters import adapter_source, pruned_adapter
+from hadamard_toolkit.studies.layer_ablation import layer_importance
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.evidence import cost_table, evidence_table
+from hadamard_toolkit.widgets.pruned_adapter import adapter_source, pruned_adapter
 from hadamard_toolkit.widgets.pruning_state import Keep, PruningState, Range
 from tests.adapters.life import shake
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer

@@ -23,10 +23,10 @@ from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import pruner as module
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
+from hadamard_toolkit.widgets.inputs import profile_of
 from hadamard_toolkit.widgets.orders import consensus_order
 from hadamard_toolkit.widgets.pruner import LayerPruner
 from hadamard_toolkit.widgets.pruning_state import Range, Toggle
-from hadamard_toolkit.widgets.subjects import profile_of
 from tests.adapters.life import shake
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 

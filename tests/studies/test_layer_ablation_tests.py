@@ -10,14 +10,14 @@ import pytest
 from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, DataError
-from hadamard_toolkit.studies.layers import (
+from hadamard_toolkit.studies.layer_ablation import (
     greedy_elimination,
     read_kept,
     removal_paths,
     subset_band,
     write_kept,
 )
-from hadamard_toolkit.studies.pruning import (
+from hadamard_toolkit.studies.layer_ablation_tests import (
     against_chance,
     better_than_chance,
     rank_agreement,

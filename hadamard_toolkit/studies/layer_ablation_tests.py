@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
-from hadamard_toolkit.studies.layers import (
+from hadamard_toolkit.studies.layer_ablation import (
     FIXED,
     LEAVE_ONE_OUT,
     TEST,

@@ -10,7 +10,7 @@ from hadamard_toolkit.adapters.hadamard import Hadamard
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import HeadOnly, LayerNormTuning
 from hadamard_toolkit.errors import UnsupportedError
-from hadamard_toolkit.runs.record import label_of
+from hadamard_toolkit.runs.labels import label_of
 from hadamard_toolkit.widgets.pruning_state import PruningState
 
 

@@ -23,10 +23,10 @@ from hadamard_toolkit.studies.similarity import share_text
 from hadamard_toolkit.tasks.registry import load_task
 from hadamard_toolkit.training.evaluation import open_accelerator, predict
 from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features, without_backbone
-from hadamard_toolkit.training.kinds import Labelled
 from hadamard_toolkit.training.splits import draw
 from hadamard_toolkit.training.stages import Run as Training
 from hadamard_toolkit.training.stages import Stage, train_stage
+from hadamard_toolkit.training.task_types import Labelled
 
 State = Mapping[str, Tensor]
 NORMS = ("source", "target")

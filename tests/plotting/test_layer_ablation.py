@@ -9,7 +9,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.layers import importance_by_layer, layers_kept_by_task, score_by_layers_kept
+from hadamard_toolkit.plotting.layer_ablation import (
+    importance_by_layer,
+    layers_kept_by_task,
+    score_by_layers_kept,
+)
 
 
 def importance() -> pd.DataFrame:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import Adapter, norm_tunings
 from hadamard_toolkit.adapters.files import CONFIG, WEIGHTS, read_tensors
-from hadamard_toolkit.adapters.peft_formats import BEFORE, FORMATS, Tensors, with_norm
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import LayerNormTuning
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+from hadamard_toolkit.interop.peft_formats import BEFORE, FORMATS, Tensors, with_norm
 from hadamard_toolkit.paths import atomic_files
 from hadamard_toolkit.sites import Sites, check_model, head_parameters
 

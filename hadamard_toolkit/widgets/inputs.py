@@ -14,8 +14,8 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import protocols
-from hadamard_toolkit.widgets.adapters import adapter_source, pruned_adapter
 from hadamard_toolkit.widgets.evaluation import Evaluation
+from hadamard_toolkit.widgets.pruned_adapter import adapter_source, pruned_adapter
 from hadamard_toolkit.widgets.pruning_state import PruningState
 
 

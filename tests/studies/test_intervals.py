@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.studies.intervals import paired_interval, weighted
 from hadamard_toolkit.training import metrics
-from hadamard_toolkit.widgets.intervals import paired_interval, weighted
 
 NOISE = np.random.default_rng(0)
 

@@ -12,8 +12,8 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import UnsupportedError
 from tests.adapters.test_attachment import logits
-from tests.adapters.test_interop import trained_by_peft
 from tests.architectures import tiny_model
+from tests.interop.test_peft import trained_by_peft
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

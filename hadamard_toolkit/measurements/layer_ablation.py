@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
-from hadamard_toolkit.studies.layers import layer_importance, taylor_scores, write_kept
+from hadamard_toolkit.studies.layer_ablation import layer_importance, taylor_scores, write_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hadamard_toolkit.runs.store import RunStore
     from hadamard_toolkit.tasks.base import Task
     from hadamard_toolkit.training.batching import Examples
-    from hadamard_toolkit.training.kinds import Labelled
+    from hadamard_toolkit.training.task_types import Labelled
 
 MOST_LAYERS = 6  # up to here every subset is scored: 2 ** 6 = 64
 TEST_ROWS = 400  # of the run's test rows, drawn once for all runs of a task
@@ -123,8 +123,8 @@ def _restored(run: Run) -> tuple[Task, PreTrainedTokenizerBase, Attachment, list
 
 def _rows(run: Run, name: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[Labelled, Examples]:
     """The rows of part `name` as the run predicted them, tokenised; of the test rows at most `TEST_ROWS`."""
-    from hadamard_toolkit.training.kinds import Labelled
     from hadamard_toolkit.training.splits import draw
+    from hadamard_toolkit.training.task_types import Labelled
 
     parts = draw(task.splits, run.spec.protocol, run.spec.seed)
     if name not in parts or name not in run.predictions:
@@ -153,8 +153,8 @@ class _Split:
     def __init__(
         self, run: Run, name: str, task: Task, tokenizer: PreTrainedTokenizerBase, attachment: Attachment
     ) -> None:
+        from hadamard_toolkit.measurements.layer_cache import LayerCache
         from hadamard_toolkit.training.evaluation import inputs_of
-        from hadamard_toolkit.training.layer_cache import LayerCache
 
         kind, examples = _rows(run, name, task, tokenizer)
         everything = kind.collate(examples.__getitems__(range(len(examples))))

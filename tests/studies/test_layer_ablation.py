@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hadamard_toolkit.errors import ArgumentError, DataError
-from hadamard_toolkit.studies.layers import (
+from hadamard_toolkit.studies.layer_ablation import (
     greedy_elimination,
     layer_importance,
     leave_one_out,
@@ -19,7 +19,7 @@ from hadamard_toolkit.studies.layers import (
     taylor_scores,
     write_kept,
 )
-from hadamard_toolkit.studies.pruning import against_chance, rank_agreement
+from hadamard_toolkit.studies.layer_ablation_tests import against_chance, rank_agreement
 from hadamard_toolkit.studies.sufficient import smallest_set
 from tests.studies.removals import LAYERS, WORTH, by_rows, noise, planted, table
 

@@ -19,15 +19,15 @@ from transformers import PreTrainedModel
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError, UnsupportedError
-from hadamard_toolkit.runs import fused
+from hadamard_toolkit.runs import fusion_sources
 from hadamard_toolkit.runs import run as runs
-from hadamard_toolkit.runs.fused import SourceError, source_specs
+from hadamard_toolkit.runs.fusion_sources import SourceError, source_specs
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.runs.sweep import sweep
 from hadamard_toolkit.sparsity.spec import Sparsity
-from hadamard_toolkit.training.pretraining import ContinuedPretraining
+from hadamard_toolkit.training.pretraining_step import ContinuedPretraining
 from tests.training.tiny import tiny_bert
 
 MakeSpec = Callable[..., RunSpec]
@@ -179,7 +179,7 @@ def test_a_source_in_the_hands_of_another_is_waited_for(
     """And one whose process died is taken over: its claim is gone with it."""
     spec, store = fusion_spec(), RunStore(tmp_path / "store", keep="everything")
     first, second = source_specs(spec).values()
-    monkeypatch.setattr(fused, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(fusion_sources, "POLL_SECONDS", 0.01)
     finished = run(first)
     trained.clear()
     waits: list[float] = []
@@ -202,7 +202,7 @@ def test_a_source_in_the_hands_of_another_is_waited_for(
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait(30)
-    monkeypatch.setattr(fused.time, "sleep", wait)
+    monkeypatch.setattr(fusion_sources.time, "sleep", wait)
     run(spec, store)
     assert waits == [0.01, 0.01]
     assert trained == [second.key, spec.key], "the other one's result is used"

@@ -71,7 +71,7 @@ def source_specs(spec: RunSpec) -> dict[str, RunSpec]:
     from hadamard_toolkit.adapters.fusion import AdapterFusion
     from hadamard_toolkit.adapters.stack import Stack
     from hadamard_toolkit.tasks.registry import canonical
-    from hadamard_toolkit.training.pretraining import TASK
+    from hadamard_toolkit.training.pretraining_step import TASK
 
     fusion = spec.adapter
     if isinstance(fusion, Stack) and any(isinstance(part, AdapterFusion) for part in fusion.adapters):

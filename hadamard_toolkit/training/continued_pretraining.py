@@ -30,8 +30,8 @@ from hadamard_toolkit.tasks import TASKS, Task, load_task
 from hadamard_toolkit.tasks.base import in_memory
 from hadamard_toolkit.tasks.registry import canonical
 from hadamard_toolkit.training.evaluation import device_name, open_accelerator
-from hadamard_toolkit.training.masked import MaskedText
-from hadamard_toolkit.training.pretraining import TASK, ContinuedPretraining
+from hadamard_toolkit.training.masked_lm import MaskedText
+from hadamard_toolkit.training.pretraining_step import TASK, ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.stages import Run, Stage, train_stage
 

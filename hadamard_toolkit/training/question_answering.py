@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.tasks.base import SPAN_COLUMNS, check_rows
-from hadamard_toolkit.training.answers import compare
 from hadamard_toolkit.training.batching import Batch, Padding, Rows, Source
 from hadamard_toolkit.training.evaluation import collect_in_evaluation, inputs_of
 from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.squad_metrics import compare
 
 LONGEST_ANSWER = 30  # tokens; longer ones are never predicted, as in BERT's own script
 LONGEST_QUESTION = 64  # tokens; the rest of a longer one is cut off

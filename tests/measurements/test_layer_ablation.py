@@ -13,9 +13,9 @@ import torch
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError, UnsupportedError
-from hadamard_toolkit.measurements import removal as module
-from hadamard_toolkit.measurements.removal import removal, taylor
-from hadamard_toolkit.studies.layers import layer_importance, read_correct, read_kept, removal_paths
+from hadamard_toolkit.measurements import layer_ablation as module
+from hadamard_toolkit.measurements.layer_ablation import removal, taylor
+from hadamard_toolkit.studies.layer_ablation import layer_importance, read_correct, read_kept, removal_paths
 from hadamard_toolkit.studies.sufficient import smallest_set
 from hadamard_toolkit.studies.tables import measured_table, vector_table
 from hadamard_toolkit.training.batching import Padding, tokenise

@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.plots import (
+from hadamard_toolkit.plotting.panels import (
     EDGED,
     VECTOR_TITLES,
-    _handles,
-    _label_below,
-    _panels,
-    _seeds,
-    _stripes,
+    label_below,
+    legend_handles,
+    panels_by_task,
     require,
+    seeds_text,
+    stripes,
 )
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, SEQUENTIAL, frame, looks, new_figure, style
 
@@ -54,7 +54,7 @@ def importance_by_layer(table: pd.DataFrame, *, value: str = "rms", venue: str =
         drawn = looks(table["task"])
         for axis, vector in zip(axes, shown, strict=True):
             part = table[table["vector"] == vector]
-            _stripes(axis, len(layers))
+            stripes(axis, len(layers))
             for place, (task, look) in enumerate(drawn.items()):
                 offset = (place - (len(drawn) - 1) / 2) * min(0.8 / len(drawn), 0.22)
                 by_layer = part[part["task"] == task].groupby("layer")[value]
@@ -78,9 +78,9 @@ def importance_by_layer(table: pd.DataFrame, *, value: str = "rms", venue: str =
             axis.set_xlabel("Layer")
         axes[0].set_ylabel("RMS per coordinate" if value == "rms" else "Norm")
         several = table.groupby("task", observed=True)["seed"].nunique().max() > 1
-        spread = f"Mark: mean, line: least to most of {_seeds(table, 'task')} per task."
+        spread = f"Mark: mean, line: least to most of {seeds_text(table, 'task')} per task."
         note = spread if several else "One seed per task, so no spread."
-        frame(figure, 1.55, handles=_handles(drawn, wide=True), note=note)
+        frame(figure, 1.55, handles=legend_handles(drawn, wide=True), note=note)
     return figure
 
 
@@ -110,7 +110,7 @@ def score_by_layers_kept(
     everything = looks((*RULE_ORDER, *(rule for rule in rules if rule not in RULE_ORDER)))
     drawn = {rule: everything[rule] for rule in (*known, *(rule for rule in rules if rule not in known))}
     with style():
-        figure, panels, height = _panels(curves["task"], venue, height=1.35)
+        figure, panels, height = panels_by_task(curves["task"], venue, height=1.35)
         for axis, (task, rows) in zip(panels, curves.groupby("task", sort=False, observed=True), strict=True):
             if band is not None:
                 _band(axis, band[band["task"] == task])
@@ -128,9 +128,9 @@ def score_by_layers_kept(
         for axis in panels:
             if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
                 axis.set_ylabel(metric)
-        _label_below(panels, "Layers kept")
-        handles = _handles({RULE_NAMES.get(str(rule), rule): look for rule, look in drawn.items()})
-        note = f"Mean of {_seeds(curves, 'task')} per task; nothing is retrained. Dashed: all layers."
+        label_below(panels, "Layers kept")
+        handles = legend_handles({RULE_NAMES.get(str(rule), rule): look for rule, look in drawn.items()})
+        note = f"Mean of {seeds_text(curves, 'task')} per task; nothing is retrained. Dashed: all layers."
         if band is not None:
             note += " Grey: middle 90 % of the subsets of that size and their median, each subset averaged over seeds."
         frame(figure, height, handles=handles, note=note)

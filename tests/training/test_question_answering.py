@@ -27,11 +27,17 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks import Task, load_task
 from hadamard_toolkit.tasks.base import in_memory
-from hadamard_toolkit.training.answers import compare, exact_match, f1, normalise
 from hadamard_toolkit.training.evaluation import inputs_of, open_accelerator
 from hadamard_toolkit.training.loop import train
 from hadamard_toolkit.training.protocol import Protocol
-from hadamard_toolkit.training.spans import LONGEST_ANSWER, Questions, Spans, _best_windows, best_spans
+from hadamard_toolkit.training.question_answering import (
+    LONGEST_ANSWER,
+    Questions,
+    Spans,
+    _best_windows,
+    best_spans,
+)
+from hadamard_toolkit.training.squad_metrics import compare, exact_match, f1, normalise
 from tests.local_data import local_data
 from tests.training.tiny import FILLER, GOOD, tiny_bert, tiny_tokenizer
 

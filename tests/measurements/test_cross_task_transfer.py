@@ -15,8 +15,8 @@ import torch
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
-from hadamard_toolkit.measurements import transplant as module
-from hadamard_toolkit.measurements.transplant import sources, transplant
+from hadamard_toolkit.measurements import cross_task_transfer as module
+from hadamard_toolkit.measurements.cross_task_transfer import sources, transplant
 from hadamard_toolkit.runs.record import Run
 from tests.runs.conftest import PROTOCOL
 

@@ -27,11 +27,11 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.tasks.base import in_memory
-from hadamard_toolkit.training import continued, protocols
-from hadamard_toolkit.training.continued import CORPORA, adapt, gather
+from hadamard_toolkit.training import continued_pretraining, protocols
+from hadamard_toolkit.training.continued_pretraining import CORPORA, adapt, gather
 from hadamard_toolkit.training.loop import train
-from hadamard_toolkit.training.masked import NOT_CHOSEN, MaskedText
-from hadamard_toolkit.training.pretraining import ContinuedPretraining
+from hadamard_toolkit.training.masked_lm import NOT_CHOSEN, MaskedText
+from hadamard_toolkit.training.pretraining_step import ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.protocols import dapt, tapt
 from tests.architectures import tiny_config
@@ -127,7 +127,7 @@ def test_masks_are_new_in_training_and_the_same_in_every_evaluation() -> None:
     one, two = (kind.collate(rows.__getitems__(range(64)))["labels"] for _ in range(2))
     assert not torch.equal(one, two)
     model = tiny_bert(head="masked-lm", vocab_size=len(WORDS))
-    accelerator = continued.open_accelerator(Protocol())
+    accelerator = continued_pretraining.open_accelerator(Protocol())
     first, second = (kind.predict(accelerator, model, kind.source(rows), 16) for _ in range(2))
     assert np.array_equal(first, second)
     assert kind.score((), first, rows)["loss"] == pytest.approx(first[:, 0].sum() / first[:, 1].sum())
@@ -159,10 +159,10 @@ def test_every_field_of_a_step_is_what_it_is_trained_with(
         warmup=0.2, precision="bf16", seed=5,
     )  # fmt: skip
     seen: list[Any] = []
-    train = continued.train_stage
-    monkeypatch.setattr(continued, "train_stage", lambda *args: (seen.append(args), train(*args)))
+    train = continued_pretraining.train_stage
+    monkeypatch.setattr(continued_pretraining, "train_stage", lambda *args: (seen.append(args), train(*args)))
     model, _ = ht.load_backbone(backbone)
-    [record] = continued.adapt(model, backbone, TASK, [step], folder=tmp_path)
+    [record] = continued_pretraining.adapt(model, backbone, TASK, [step], folder=tmp_path)
     [(run, stage, training, validation)] = seen
     protocol = run.protocol
     assert (stage.epochs, stage.learning_rate, stage.roles) == (2, 3e-4, ("adapter", "head"))
@@ -223,7 +223,7 @@ def test_a_domain_is_the_training_text_of_its_tasks(monkeypatch: pytest.MonkeyPa
         asked.append(name)
         return text_task([f"{name} {n}" for n in range(5)], ["never"])
 
-    monkeypatch.setattr(continued, "load_task", load)
+    monkeypatch.setattr(continued_pretraining, "load_task", load)
     corpus = gather(dapt("cs"), TASK)
     assert asked == ["acl-arc", "scierc"] == list(CORPORA["cs"])
     assert sorted(corpus.texts + corpus.held_out) == sorted(f"{name} {n}" for name in asked for n in range(5))
@@ -292,7 +292,7 @@ def test_what_was_done_once_is_read_and_trains_nothing(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(continued, "train_stage", never)
+    monkeypatch.setattr(continued_pretraining, "train_stage", never)
     (second,) = adapt(two, backbone, TASK, (short,), folder=tmp_path)
     assert second["reused"] is True
     assert {**second, "reused": False} == first
@@ -308,7 +308,7 @@ def test_damaged_weights_are_made_again_to_the_byte(backbone: str, tmp_path: Pat
     short = dataclasses.replace(STEP, rows=50, epochs=1)
     model, _ = ht.load_backbone(backbone)
     (first,) = adapt(model, backbone, TASK, (short,), folder=tmp_path)
-    (tmp_path / first["key"] / continued.WEIGHTS).write_bytes(b"half")
+    (tmp_path / first["key"] / continued_pretraining.WEIGHTS).write_bytes(b"half")
     torch.manual_seed(99)
     fresh, _ = ht.load_backbone(backbone)
     (again,) = adapt(fresh, backbone, TASK, (short,), folder=tmp_path)
@@ -320,7 +320,7 @@ def test_two_steps_go_on_from_one_another_and_share_the_first(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     domain = text_task([f"{text} w0" for text in sentences(200, 7)], ["never"])
-    monkeypatch.setattr(continued, "load_task", lambda name: domain)
+    monkeypatch.setattr(continued_pretraining, "load_task", lambda name: domain)
     short = {"epochs": 1, "max_length": 16, "learning_rate": 5e-3, "batch_size": 16}
     only, _ = ht.load_backbone(backbone)
     (alone,) = adapt(only, backbone, TASK, (dapt("news", **short),), folder=tmp_path)
@@ -476,7 +476,7 @@ def test_kept_weights_are_read_where_nothing_can_be_written_and_new_ones_need_a_
     with read_only(kept):
         (record,) = adapt(ht.load_backbone(backbone)[0], backbone, task, [step], folder=kept)
         assert record["reused"] is True
-        monkeypatch.setattr(continued, "_pretrain", lambda *_: pytest.fail("trained for nothing"))
+        monkeypatch.setattr(continued_pretraining, "_pretrain", lambda *_: pytest.fail("trained for nothing"))
         with pytest.raises(
             DownloadError, match=r"cannot be written to \(Permission denied\); set HADAMARD_CACHE"
         ):

@@ -15,7 +15,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.adapters.parts import parts_of
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
-from hadamard_toolkit.training.layer_cache import BEGUN, LayerCache
+from hadamard_toolkit.measurements.layer_cache import BEGUN, LayerCache
 from tests.adapters.life import shake
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
 
