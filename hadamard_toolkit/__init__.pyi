@@ -4,10 +4,8 @@ from .adapters.attachment import Attachment as Attachment, attach as attach
 from .adapters.base import Adapter as Adapter, SiteModule as SiteModule, register as register
 from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
 from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters
-from .adapters.gates import record_gates as record_gates
 from .adapters.hadamard import Hadamard as Hadamard
 from .adapters.ia3 import IA3 as IA3
-from .interop.peft import export_peft as export_peft, import_peft as import_peft
 from .adapters.loading import load_attachment as load_attachment
 from .adapters.lora import LoRA as LoRA
 from .adapters.mam import MAM as MAM
@@ -36,6 +34,8 @@ from .errors import (
     TrainingError as TrainingError,
     UnsupportedError as UnsupportedError,
 )
+from .interop.peft import export_peft as export_peft, import_peft as import_peft
+from .measurements.gates import record_gates as record_gates
 from .runs.environment import __version__ as __version__
 from .runs.plan import large_sparse_plan as large_sparse_plan
 from .runs.run import run as run

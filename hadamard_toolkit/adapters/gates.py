@@ -5,20 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hadamard_toolkit.adapters.base import Insertion
-from hadamard_toolkit.adapters.passing import check_whole, named
+from hadamard_toolkit.adapters.passing import named, refuse_cache
 from hadamard_toolkit.errors import DataError, UnsupportedError, check_choice
 from hadamard_toolkit.sites import Sites
-
-if TYPE_CHECKING:
-    from hadamard_toolkit.adapters.attachment import Attachment
 
 GATED = (None, "original", "masked")
 
@@ -121,7 +117,7 @@ class _Stack:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = named(module, args, kwargs)
-        check_whole(given, "a gate")
+        refuse_cache(given, "a gate")
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         read = given.get("inputs_embeds") if ids is None else ids
         if read is None:
@@ -201,51 +197,3 @@ def check_gate(sites: Sites, target: str) -> None:
             "projection also reads the table of relative positions, which is no example; leave the gate out, or "
             "choose other targets"
         )
-
-
-class GateRecord:
-    """The values that gates took, in the order in which examples passed."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[int, str], list[Tensor]] = {}
-
-    def _note(self, layer: int, gate: str, value: Tensor) -> None:
-        self._values.setdefault((layer, gate), []).append(value.detach().float().flatten().cpu())
-
-    def table(self) -> pd.DataFrame:
-        """One row per layer, gate and example: columns `layer`, `gate` (its site), `example`, `value` in (0, 1)."""
-        columns = ["layer", "gate", "example", "value"]
-        rows = [
-            (layer, gate, example, value)
-            for (layer, gate), values in self._values.items()
-            for example, value in enumerate(torch.cat(values).tolist())
-        ]
-        return pd.DataFrame(rows, columns=columns)
-
-
-@contextmanager
-def record_gates(attachment: Attachment) -> Iterator[GateRecord]:
-    """`with record_gates(attachment) as record:` run batches; then `record.table()` has every gate's value.
-
-    Raises `UnsupportedError` where the adapter has no gates.
-    """
-    record = GateRecord()
-    handles = []
-    for name, module in attachment.model.named_modules():
-        if isinstance(module, Gate):
-            _, _, layer, *rest = name.split(".")  # home.layers.3.query.gate
-            label = ".".join(rest).removesuffix(".gate")
-
-            def note(
-                module: nn.Module, args: Any, value: Tensor, layer: int = int(layer), label: str = label
-            ) -> None:
-                record._note(layer, label, value)
-
-            handles.append(module.register_forward_hook(note))
-    if not handles:
-        raise UnsupportedError(f"{attachment.adapter} has no gates to record")
-    try:
-        yield record
-    finally:
-        for handle in handles:
-            handle.remove()

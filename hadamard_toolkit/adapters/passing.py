@@ -31,7 +31,7 @@ def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
 
 
-def check_whole(given: dict[str, Any], what: str) -> None:
+def refuse_cache(given: dict[str, Any], what: str) -> None:
     """Raise `UnsupportedError` where part of the sequence comes from a cache of keys and values, whatever its name."""
     if any(isinstance(value, Cache) and value.get_seq_length() > 0 for value in given.values()):
         raise UnsupportedError(f"{what} needs the whole sequence in one pass; generate with use_cache=False")

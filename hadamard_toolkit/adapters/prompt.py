@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attention import attention_of
 from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, check_count, register
-from hadamard_toolkit.adapters.passing import check_whole, named
+from hadamard_toolkit.adapters.passing import named, refuse_cache
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
 from hadamard_toolkit.sites import Site, Sites, position_limit
 
@@ -182,7 +182,7 @@ class _AtEmbeddings(Insertion):
                 f"input of {positions} positions is too long: with {length} prompt vectors this model takes "
                 f"at most {self.limit - length}"
             )
-        check_whole(given, "a prompt")
+        refuse_cache(given, "a prompt")
         mask = given.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
             raise UnsupportedError("a prompt needs an attention_mask [batch, positions], or none")

@@ -1,4 +1,4 @@
-"""Gates: one number per example, with and without padding, on record."""
+"""Gates: one number per example, with and without padding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
-from hadamard_toolkit.adapters.gates import Gate, GateRecord, Input, _Checkpoint
+from hadamard_toolkit.adapters.gates import Gate, Input, _Checkpoint
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+from hadamard_toolkit.measurements.gates import GateRecord
 from tests.adapters.test_attachment import logits, shake
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
 
@@ -41,40 +42,6 @@ def test_only_the_masked_gate_is_indifferent_to_the_length_of_the_padding(
     with torch.no_grad():
         same = torch.allclose(model(**batch).logits, model(**longer).logits, atol=1e-6)
     assert same == indifferent
-
-
-def test_record() -> None:
-    model = tiny_model("bert")
-    attachment = ht.attach(
-        model, ht.Stack(ht.LoRA(rank=2, gated="original"), ht.Pfeiffer(bottleneck=4, gated="original"))
-    )
-    shake(attachment)
-    before = logits(model)
-    read: list[Tensor] = []
-    handle = attachment.sites(1, "value").module.register_forward_pre_hook(
-        lambda m, args: read.append(args[0])
-    )
-    with ht.record_gates(attachment) as record, torch.no_grad():
-        for seed in (0, 1):
-            model(**tiny_batch(seed=seed))
-    handle.remove()
-    table = record.table()
-    assert list(table.columns) == ["layer", "gate", "example", "value"]
-    assert len(table) == 3 * 3 * 6, "three layers, three gates, two batches of three"
-    assert sorted(set(table["gate"])) == ["ffn_residual", "query", "value"]
-    gates = attachment.named_parameters("gate")
-    weight, bias = (gates[f"gate.layers.1.value.gate.{name}"] for name in ("weight", "bias"))
-    expected = torch.sigmoid(torch.cat(read) @ weight + bias).mean(1)
-    mine = table[(table.layer == 1) & (table.gate == "value")].sort_values("example")
-    torch.testing.assert_close(torch.tensor(mine["value"].to_numpy()).float(), expected.detach())
-    assert torch.equal(logits(model), before), "recording changes nothing"
-    assert len(record.table()) == len(table), "and ends with its block"
-
-
-def test_an_adapter_without_gates_has_none_to_record() -> None:
-    attachment = ht.attach(tiny_model("bert"), ht.LoRA())
-    with pytest.raises(UnsupportedError, match="no gates to record"), ht.record_gates(attachment):
-        pass
 
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])

@@ -171,17 +171,6 @@ def test_a_half_precision_backbone_has_its_adapters_in_float32(architecture: str
     assert all(p.grad is not None and p.grad.isfinite().all() for p in attachment.parameters())
 
 
-def test_gates_are_recorded_by_layer_and_module() -> None:
-    model = tiny_model("bert")
-    attachment = ht.attach(model, ht.UniPELT(**SMALL))  # type: ignore[arg-type]
-    with ht.record_gates(attachment) as record:
-        logits(model)
-    table = record.table()
-    assert len(table) == 3 * 4 * 3, "layers, gates, examples"
-    assert set(table["gate"]) == {"prefix", "query", "value", "ffn_residual"}
-    assert table["value"].between(0.35, 0.65).all(), "near one half at the start"
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

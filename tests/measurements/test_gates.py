@@ -1,4 +1,4 @@
-"""Gates are measured on the trained model, whether the store has its weights or it must be trained again."""
+"""Gates are recorded as batches pass, and measured on a trained model, whether its weights were kept or not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,63 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.cli import main
-from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.measurements import MEASUREMENTS, measure
 from hadamard_toolkit.measurements.gates import gates
+from tests.adapters.life import logits, shake
+from tests.architectures import tiny_batch, tiny_model
 
 MakeSpec = Callable[..., ht.RunSpec]
+
+
+def test_the_record_holds_what_the_formula_says() -> None:
+    model = tiny_model("bert")
+    attachment = ht.attach(
+        model, ht.Stack(ht.LoRA(rank=2, gated="original"), ht.Pfeiffer(bottleneck=4, gated="original"))
+    )
+    shake(attachment)
+    before = logits(model)
+    read: list[Tensor] = []
+    handle = attachment.sites(1, "value").module.register_forward_pre_hook(
+        lambda m, args: read.append(args[0])
+    )
+    with ht.record_gates(attachment) as record, torch.no_grad():
+        for seed in (0, 1):
+            model(**tiny_batch(seed=seed))
+    handle.remove()
+    table = record.table()
+    assert list(table.columns) == ["layer", "gate", "example", "value"]
+    assert len(table) == 3 * 3 * 6, "three layers, three gates, two batches of three"
+    assert sorted(set(table["gate"])) == ["ffn_residual", "query", "value"]
+    gates = attachment.named_parameters("gate")
+    weight, bias = (gates[f"gate.layers.1.value.gate.{name}"] for name in ("weight", "bias"))
+    expected = torch.sigmoid(torch.cat(read) @ weight + bias).mean(1)
+    mine = table[(table.layer == 1) & (table.gate == "value")].sort_values("example")
+    torch.testing.assert_close(torch.tensor(mine["value"].to_numpy()).float(), expected.detach())
+    assert torch.equal(logits(model), before), "recording changes nothing"
+    assert len(record.table()) == len(table), "and ends with its block"
+
+
+def test_an_adapter_without_gates_has_none_to_record() -> None:
+    attachment = ht.attach(tiny_model("bert"), ht.LoRA())
+    with pytest.raises(UnsupportedError, match="no gates to record"), ht.record_gates(attachment):
+        pass
+
+
+def test_gates_are_recorded_by_layer_and_module() -> None:
+    model = tiny_model("bert")
+    attachment = ht.attach(model, ht.UniPELT(bottleneck=4, length=2, rank=2))
+    with ht.record_gates(attachment) as record:
+        logits(model)
+    table = record.table()
+    assert len(table) == 3 * 4 * 3, "layers, gates, examples"
+    assert set(table["gate"]) == {"prefix", "query", "value", "ffn_residual"}
+    assert table["value"].between(0.35, 0.65).all(), "near one half at the start"
 
 
 def test_gates_of_a_run_come_out_the_same_with_and_without_its_weights(
