@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 
@@ -70,6 +71,47 @@ def check_choice(argument: str, value: object, allowed: Iterable[object]) -> Non
         )
 
 
+def check_whole(
+    argument: str,
+    value: object,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    below: int | None = None,
+    optional: bool = False,
+) -> None:
+    """Raise `ArgumentError` unless `value` is an int (True and False are none) within the bounds.
+
+    With `optional`, None is allowed too.
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _not_allowed(argument, value, "a whole number", _bounds(least, most, None, below), optional)
+    check_range(argument, value, least=least, most=most, below=below)
+
+
+def check_number(
+    argument: str,
+    value: object,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> None:
+    """Raise `ArgumentError` unless `value` is a finite int or float (True and False are none) within the bounds.
+
+    With `optional`, None is allowed too.
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _not_allowed(argument, value, "a finite number", _bounds(least, most, above, below), optional)
+    check_range(argument, value, least=least, most=most, above=above, below=below)
+
+
 def check_range(
     argument: str,
     value: float,
@@ -88,9 +130,16 @@ def check_range(
         and (below is None or value < below)
     )
     if not inside:
-        bounds = [
-            f"{sign} {bound}"
-            for sign, bound in ((">=", least), (">", above), ("<=", most), ("<", below))
-            if bound is not None
-        ]
-        raise ArgumentError(f"{argument}={value!r} is not allowed; it must be {' and '.join(bounds)}")
+        raise _not_allowed(argument, value, "", _bounds(least, most, above, below))
+
+
+def _bounds(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
+    signs = {">=": least, ">": above, "<=": most, "<": below}
+    return " and ".join(f"{sign} {bound}" for sign, bound in signs.items() if bound is not None)
+
+
+def _not_allowed(
+    argument: str, value: object, kind: str, bounds: str, optional: bool = False
+) -> ArgumentError:
+    allowed = " ".join(filter(None, (kind, bounds, "or None" if optional else "")))
+    return ArgumentError(f"{argument}={value!r} is not allowed; it must be {allowed}")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from hadamard_toolkit.errors import ArgumentError, check_choice, suggestion
+from hadamard_toolkit.errors import (
+    ArgumentError,
+    check_choice,
+    check_number,
+    check_range,
+    check_whole,
+    suggestion,
+)
 
 OPTIONS = ("macro-f1", "f1", "minilm-l6", "rank", 3, None)
 
@@ -36,3 +45,57 @@ def test_a_refused_choice_names_argument_value_options_and_the_nearest() -> None
     )
     with pytest.raises(ArgumentError, match=r"choose one of 'f1'$"):
         check_choice("metric", "bleu", ["f1"])
+
+
+@pytest.mark.parametrize("value", [2, 3, 4])
+def test_whole_numbers_within_their_bounds(value: int) -> None:
+    check_whole("rows", value, least=2, most=4)
+    check_whole("rows", value, least=2, below=5)
+    check_whole("rows", value)
+    check_whole("rows", None, optional=True)
+
+
+@pytest.mark.parametrize("value", [True, 3.0, "3", None, math.nan])
+def test_what_is_no_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(ArgumentError) as refused:
+        check_whole("rows", value, least=2, below=5)
+    assert str(refused.value) == f"rows={value!r} is not allowed; it must be a whole number >= 2 and < 5"
+
+
+@pytest.mark.parametrize(("value", "bounds"), [(1, {"least": 2}), (5, {"most": 4}), (5, {"below": 5})])
+def test_a_whole_number_beyond_a_bound_is_refused(value: int, bounds: dict[str, int]) -> None:
+    with pytest.raises(ArgumentError, match=rf"rows={value} is not allowed; it must be [<>]=? \d$"):
+        check_whole("rows", value, optional=True, **bounds)
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 1, 1.0])
+def test_numbers_within_their_bounds(value: float) -> None:
+    check_number("rate", value, least=0, most=1)
+    check_number("rate", value, above=-0.1, below=1.1)
+    check_number("rate", None, optional=True)
+
+
+@pytest.mark.parametrize("value", [False, "0.5", None, math.nan, math.inf, -math.inf, 1j])
+def test_what_is_no_finite_number_is_refused(value: object) -> None:
+    with pytest.raises(ArgumentError) as refused:
+        check_number("rate", value, above=0)
+    assert str(refused.value) == f"rate={value!r} is not allowed; it must be a finite number > 0"
+
+
+def test_a_refusal_says_that_none_is_allowed_too() -> None:
+    for check, kind in ((check_whole, "a whole number"), (check_number, "a finite number")):
+        with pytest.raises(ArgumentError, match=rf"it must be {kind} >= 1 or None$"):
+            check("rows", "all", least=1, optional=True)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds"),
+    [(1, {"least": 2}), (2, {"above": 2}), (3, {"most": 2}), (2, {"below": 2}), (math.nan, {"least": 0})],
+)
+def test_a_number_beyond_a_bound_is_refused(value: float, bounds: dict[str, float]) -> None:
+    [(_, bound)] = bounds.items()
+    with pytest.raises(ArgumentError, match=rf"^rate={value} is not allowed; it must be [<>]=? {bound}$"):
+        check_range("rate", value, **bounds)
+    if value == value:
+        with pytest.raises(ArgumentError, match=rf"^rate={value} is not allowed; it must be [<>]=? {bound}$"):
+            check_number("rate", value, **bounds)
