@@ -61,36 +61,36 @@ _ATTENTION = ("query", "key", "value", "output_projection")  # rows of the table
 
 
 @dataclass(frozen=True)
-class Part:
-    """Part `index` of `of` equal parts of a fused projection's last axis, interleaved by head if `heads` > 1."""
+class ProjectionSlice:
+    """Slice `index` of `of` equal slices of a fused projection's last axis, interleaved by head if `heads` > 1."""
 
     index: int
     of: int
     heads: int = 1
 
     def read(self, fused: Tensor) -> Tensor:
-        """This part of `fused` [..., of * d] as [..., d]."""
+        """This slice of `fused` [..., of * d] as [..., d]."""
         folded = fused.unflatten(-1, (self.heads, self.of, -1))
         return folded[..., self.index, :].flatten(-2)
 
-    def write(self, fused: Tensor, part: Tensor) -> Tensor:
-        """`fused` with this part replaced, as a new tensor."""
+    def write(self, fused: Tensor, values: Tensor) -> Tensor:
+        """`fused` with this slice replaced, as a new tensor."""
         folded = fused.unflatten(-1, (self.heads, self.of, -1))
         pieces = list(folded.unbind(-2))
-        pieces[self.index] = part.unflatten(-1, (self.heads, -1))
+        pieces[self.index] = values.unflatten(-1, (self.heads, -1))
         return torch.stack(pieces, -2).flatten(-3)
 
 
 @dataclass(frozen=True)
 class Site:
-    """One site of one layer: the module it belongs to, the side of it, and which part of a fused projection."""
+    """One site of one layer: the module it belongs to, the side of it, and which slice of a fused projection."""
 
     name: str
     layer: int | None  # None: outside the layers
     path: str  # of the module, in the model
     module: nn.Module
     side: str  # "input" | "output" | "module"
-    part: Part | None = None
+    projection_slice: ProjectionSlice | None = None
 
     @property
     def label(self) -> str:
@@ -105,14 +105,14 @@ class Site:
         fan_in, fan_out = features(self.module)
         if self.side == "input":
             return fan_in
-        return fan_out // self.part.of if self.part else fan_out
+        return fan_out // self.projection_slice.of if self.projection_slice else fan_out
 
     @property
     def rows(self) -> slice | Tensor:
         """Indices of the rows of `linear_weight(module)`, and of the bias, that make this site's output."""
-        if self.part is None:
+        if self.projection_slice is None:
             return slice(None)
-        return self.part.read(torch.arange(features(self.module)[1], device="cpu"))
+        return self.projection_slice.read(torch.arange(features(self.module)[1], device="cpu"))
 
 
 def features(module: nn.Module) -> tuple[int, int]:
@@ -249,7 +249,12 @@ class Sites:
                 "linear projection (nn.Linear, or Conv1D as in gpt2)"
             )
         return Site(
-            name, layer, f"{self._prefix}.{path}" if self._prefix else path, module, side, self._part(bracket)
+            name,
+            layer,
+            f"{self._prefix}.{path}" if self._prefix else path,
+            module,
+            side,
+            self._slice(bracket),
         )
 
     def bias_switch(self, site: Site) -> str:
@@ -272,12 +277,12 @@ class Sites:
         base = {id(parameter) for parameter in self.base.parameters()}
         return {name: p for name, p in self.model.named_parameters() if id(p) in base}
 
-    def _part(self, bracket: str) -> Part | None:
+    def _slice(self, bracket: str) -> ProjectionSlice | None:
         if not bracket:
             return None
         index, _, of = bracket.rstrip("]").partition("/")
         heads = self.model.config.num_attention_heads if of.endswith("*") else 1
-        return Part(int(index), int(of.rstrip("*")), heads)
+        return ProjectionSlice(int(index), int(of.rstrip("*")), heads)
 
 
 def check_model(model: Any) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import hadamard_toolkit as ht
 from hadamard_toolkit import architectures, sites
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
-from hadamard_toolkit.sites import SITES, Part, Sites, head_parameters
+from hadamard_toolkit.sites import SITES, ProjectionSlice, Sites, head_parameters
 from hadamard_toolkit.unsharing import unshare
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
 
@@ -47,7 +47,7 @@ def test_every_site_of_every_layer_exists_and_has_the_width_of_what_passes_it(ar
                 module: nn.Module, args: tuple[Tensor, ...], output: Tensor, site: sites.Site = site
             ) -> None:
                 passing = args[0] if site.side == "input" else output
-                passing = site.part.read(passing) if site.part else passing
+                passing = site.projection_slice.read(passing) if site.projection_slice else passing
                 seen[site.layer, site.name] = passing.shape[-1]
 
             site.module.register_forward_hook(record)
@@ -103,7 +103,11 @@ def test_scaling_a_projection_at_its_site_reaches_only_that_projection(architect
     model(**tiny_batch())
 
     def silence(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return value.part.write(output, value.part.read(output) * 0) if value.part else output * 0
+        return (
+            value.projection_slice.write(output, value.projection_slice.read(output) * 0)
+            if value.projection_slice
+            else output * 0
+        )
 
     value.module.register_forward_hook(silence)
     model(**tiny_batch())
@@ -120,19 +124,19 @@ def test_scaling_a_projection_at_its_site_reaches_only_that_projection(architect
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.data())
 def test_parts_of_a_fused_projection(of: int, heads: int, width: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, of - 1))
-    part = Part(index, of, heads)
+    part = ProjectionSlice(index, of, heads)
     fused = torch.randn(2, of * heads * width)
     taken = part.read(fused)
     assert torch.equal(part.write(fused, taken), fused)
     changed = part.write(fused, taken + 1)
     assert torch.equal(part.read(changed), taken + 1)
-    others = [Part(i, of, heads) for i in range(of) if i != index]
+    others = [ProjectionSlice(i, of, heads) for i in range(of) if i != index]
     assert all(torch.equal(other.read(changed), other.read(fused)) for other in others)
 
 
 def test_contiguous_thirds_are_those_of_chunk() -> None:
     fused = torch.randn(5, 12)
-    assert all(torch.equal(Part(i, 3).read(fused), fused.chunk(3, -1)[i]) for i in range(3))
+    assert all(torch.equal(ProjectionSlice(i, 3).read(fused), fused.chunk(3, -1)[i]) for i in range(3))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

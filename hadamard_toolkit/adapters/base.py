@@ -106,9 +106,11 @@ class Insertion:
 
     def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs = self._passing.pop("inputs", args[0])
-        if self.site.part is None:
+        if self.site.projection_slice is None:
             return self.module(output, inputs)
-        return self.site.part.write(output, self.module(self.site.part.read(output), inputs))
+        return self.site.projection_slice.write(
+            output, self.module(self.site.projection_slice.read(output), inputs)
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from hadamard_toolkit.sites import Site, Sites, linear_weight
 
 PLACEMENTS = ("attention_output", "attention_heads")
 VECTORS = ("weight", "bias")
+IDENTITY = {"weight": 1.0, "bias": 0.0}  # the entries of W and b before training
 
 
 class HadamardVectors(SiteModule):

@@ -13,7 +13,7 @@ BACKBONE = (
     "backbone"  # the site of parameters that a method tunes wherever they are (BitFit, full fine-tuning)
 )
 
-Place = tuple[int, str]  # layer and site
+LayerSite = tuple[int, str]  # layer and site
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Part:
     tunings: list[str] = field(default_factory=list)
 
 
-def parts_of(attachment: Attachment) -> dict[Place, Part]:
+def parts_of(attachment: Attachment) -> dict[LayerSite, Part]:
     """Everything that `attachment` does to the layers of its model, by layer and site, in that order.
 
     A site is that of an adapter's module, the norm that trains beside it (`attention_norm`, `ffn_norm`), or
@@ -36,7 +36,7 @@ def parts_of(attachment: Attachment) -> dict[Place, Part]:
     """
     if not hasattr(attachment.model, "hadamard_attachment"):
         raise ArgumentError("this attachment is merged or detached: no part of it can be switched off")
-    sites, found = attachment.sites, dict[Place, Part]()
+    sites, found = attachment.sites, dict[LayerSite, Part]()
     for label, insertion in attachment.insertions.items():
         if insertion.site.layer is not None:
             place = (insertion.site.layer, insertion.site.name)
@@ -57,12 +57,12 @@ def parts_of(attachment: Attachment) -> dict[Place, Part]:
     return {place: found[place] for place in sorted(found, key=lambda place: place[0])}
 
 
-def check_places(attachment: Attachment, kept: Iterable[int | Place]) -> frozenset[Place]:
+def chosen_sites(attachment: Attachment, kept: Iterable[int | LayerSite]) -> frozenset[LayerSite]:
     """The places that `kept` names: a layer means all its sites, `(layer, site)` one.
 
     A layer that carries nothing may be named; it has no places. Unknown ones raise `ArgumentError`.
     """
-    places, chosen = parts_of(attachment), set[Place]()
+    places, chosen = parts_of(attachment), set[LayerSite]()
     for item in kept:
         layer, site = item if isinstance(item, tuple) else (item, None)
         [layer] = attachment.sites.layers([layer])
@@ -74,7 +74,7 @@ def check_places(attachment: Attachment, kept: Iterable[int | Place]) -> frozens
 
 
 @contextmanager
-def only(attachment: Attachment, kept: Collection[Place]) -> Iterator[None]:
+def only(attachment: Attachment, kept: Collection[LayerSite]) -> Iterator[None]:
     """In the block, those parts in layers that stand at `kept` are at work and no others; the head stays as it is."""
     off = [part for place, part in parts_of(attachment).items() if place not in kept]
     with attachment.without(

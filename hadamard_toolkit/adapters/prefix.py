@@ -178,5 +178,7 @@ class PrefixTuning(Adapter):
             check_host(attention, architecture)
             gate = Gate(features(projection.module)[0], self.gated) if self.gated else None
             prefix = Prefix(self.length, projection.width, network, gate)
-            site = replace(projection, name="prefix", path=path, module=attention, side="module", part=None)
+            site = replace(
+                projection, name="prefix", path=path, module=attention, side="module", projection_slice=None
+            )
             yield _InAttention(site, prefix, architecture=architecture)

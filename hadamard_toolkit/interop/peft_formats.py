@@ -180,7 +180,9 @@ def _read_lora(config: dict[str, Any], tensors: Tensors, sites: Sites) -> tuple[
         scaling = alpha / (len(a) ** 0.5 if config.get("use_rslora") else len(a))
         for site in known[path]:
             mine = b[site.rows]
-            used = mine.any(0) if site.part and mine.any() else torch.ones(len(a), dtype=torch.bool)
+            used = (
+                mine.any(0) if site.projection_slice and mine.any() else torch.ones(len(a), dtype=torch.bool)
+            )
             factors[site] = a[used], mine[:, used], scaling
     factors = _without_idle_parts(factors, lambda factor: not factor[1].any())
     targets, layers = _targets_of(factors, lora.TARGETS, sites)
@@ -197,7 +199,7 @@ def _read_lora(config: dict[str, Any], tensors: Tensors, sites: Sites) -> tuple[
 
 def _without_idle_parts(found: dict[Site, Any], idle: Callable[[Any], bool]) -> dict[Site, Any]:
     """Leave out parts of fused projections that nothing changes in any layer, unless nothing is changed at all."""
-    busy = {site.name for site, value in found.items() if not site.part or not idle(value)}
+    busy = {site.name for site, value in found.items() if not site.projection_slice or not idle(value)}
     return {site: value for site, value in found.items() if site.name in busy} or found
 
 

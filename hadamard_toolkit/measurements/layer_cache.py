@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.adapters.parts import Place, check_places, only, parts_of
+from hadamard_toolkit.adapters.parts import LayerSite, chosen_sites, only, parts_of
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
 
 Batch = dict[str, Tensor]
@@ -26,7 +26,7 @@ GIB = 2**30
 BEGUN = 8  # passes that are kept half way
 TOLERANCE = 1e-6  # between resuming and computing all of it, relative to the largest logit
 
-_Key = tuple[int, frozenset[Place]]
+_Key = tuple[int, frozenset[LayerSite]]
 """A layer, and what is at work below it: by these it is known what the layer reads, batch by batch."""
 
 
@@ -63,28 +63,28 @@ class LayerCache:
         check_range("batch_size", batch_size, least=1)
         check_range("memory", memory, least=0)
         self.attachment, self.memory = attachment, memory
-        self.places: tuple[Place, ...] = tuple(parts_of(attachment))
+        self.places: tuple[LayerSite, ...] = tuple(parts_of(attachment))
         self._layers = [attachment.sites.layer(index)[1] for index in range(len(attachment.sites))]
         self._first = np.asarray(first, dtype=int)
         self._order, self._batches, self._early = _batches(inputs, batch_size, self._first)
         self._states: OrderedDict[_Key, list[Tensor]] = OrderedDict()
         self._prepared: dict[_Key, list[Tensor]] = {}  # of these nothing is forgotten
         self._widths: dict[int, int] = {}  # layer -> length of the tuple that it returns; absent: a tensor
-        self._begun: OrderedDict[frozenset[Place], _Pass] = OrderedDict()
+        self._begun: OrderedDict[frozenset[LayerSite], _Pass] = OrderedDict()
         self.resumes: bool | None = None
         self.narrows = False
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def logits(self, kept: Collection[int | Place], *, first: bool = False) -> np.ndarray:
+    def logits(self, kept: Collection[int | LayerSite], *, first: bool = False) -> np.ndarray:
         """Logits [rows, outputs] (float32) with the adapter at work in `kept` alone: layers, or `(layer, site)` pairs.
 
         With `first` only those of the rows named so, in their order; what was computed for them is not done again.
         Raises `ArgumentError` for a layer or site that there is not, `UnsupportedError` for a model without logits
         per row.
         """
-        chosen = check_places(self.attachment, kept)
+        chosen = chosen_sites(self.attachment, kept)
         for found in self.steps(kept):
             if found is not None:
                 return found[self._first] if first else found
@@ -93,13 +93,13 @@ class LayerCache:
                 return np.asarray(torch.cat(answers[: self._early]).float().cpu().numpy()[stands])
         raise AssertionError("steps end with logits")
 
-    def steps(self, kept: Collection[int | Place]) -> Iterator[np.ndarray | None]:
+    def steps(self, kept: Collection[int | LayerSite]) -> Iterator[np.ndarray | None]:
         """The same, a batch at a time: None after each batch, in the end what `logits` returns.
 
         Between two steps the model is as it was found, and other questions may be asked. What was begun and left is
         gone on with when it is asked for again.
         """
-        chosen = check_places(self.attachment, kept)
+        chosen = chosen_sites(self.attachment, kept)
         if self.resumes is None:
             self._try_shortcuts()
         if chosen not in self._begun:
@@ -120,13 +120,13 @@ class LayerCache:
         result[self._order] = found
         yield result
 
-    def prepare(self, kept: Collection[int | Place], depth: int) -> Iterator[None]:
+    def prepare(self, kept: Collection[int | LayerSite], depth: int) -> Iterator[None]:
         """Compute what the layers up to `depth` read with `kept` at work, a batch at a time, and never forget it.
 
         This costs the layers below `depth` alone. Afterwards, whatever is at work from there on, `logits` starts at
         `depth`. Nothing is done where layers cannot be entered half way, or where half of the memory is used up.
         """
-        chosen = check_places(self.attachment, kept)
+        chosen = chosen_sites(self.attachment, kept)
         if self.resumes is None:
             self._try_shortcuts()
         stop = min(depth, len(self._layers) - 1)
@@ -153,7 +153,7 @@ class LayerCache:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _deepest(self, chosen: frozenset[Place], most: int) -> tuple[int, list[Tensor] | None]:
+    def _deepest(self, chosen: frozenset[LayerSite], most: int) -> tuple[int, list[Tensor] | None]:
         """The highest layer up to `most` whose input is known, and that input; layer 0 and None if none is."""
         for layer in range(most, 0, -1):
             key = (layer, _below(chosen, layer))
@@ -176,7 +176,7 @@ class LayerCache:
     def _fits(self, more: int) -> bool:
         return sum(map(_size, self._prepared.values())) + more <= self.memory // 2
 
-    def _step(self, work: _Pass, chosen: frozenset[Place], stop: int | None = None) -> None:
+    def _step(self, work: _Pass, chosen: frozenset[LayerSite], stop: int | None = None) -> None:
         """The next batch of `work`."""
         number = len(work.answers)
         with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
@@ -269,7 +269,7 @@ class _Pass:
     read: list[dict[int, Tensor]] = field(default_factory=list)
 
 
-def _below(chosen: frozenset[Place], layer: int) -> frozenset[Place]:
+def _below(chosen: frozenset[LayerSite], layer: int) -> frozenset[LayerSite]:
     return frozenset(place for place in chosen if place[0] < layer)
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hadamard_toolkit.adapters.hadamard import IDENTITY
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
     EDGED,
@@ -24,8 +25,6 @@ from hadamard_toolkit.plotting.panels import (
     stripes,
 )
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
-
-IDENTITY = {"weight": 1.0, "bias": 0.0}
 
 
 def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:

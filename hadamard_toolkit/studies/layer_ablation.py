@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hadamard_toolkit.adapters.hadamard import IDENTITY
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice
 
 RUN = ["key", "task", "seed"]
@@ -23,7 +24,6 @@ RULES = ("greedy", "norm", "consensus", "first", "last")
 LEAVE_ONE_OUT = ("consensus",)  # the order of a task is a mean over the other tasks
 FIXED = ("first", "last")  # one order for all tasks
 ON_HELD_OUT_ROWS = ("taylor", "fisher")  # scores from the gradients of held-out rows
-IDENTITY = {"weight": 1.0, "bias": 0.0}
 
 
 def write_kept(kept: Collection[int]) -> str:

@@ -14,11 +14,11 @@ import pandas as pd
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from hadamard_toolkit.adapters.hadamard import IDENTITY
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
 from hadamard_toolkit.studies.statistics import t_interval
 
 MEASURES = ("cosine", "spearman")
-IDENTITY = {"weight": 1.0, "bias": 0.0}
 NULL_DIRECTIONS = ("ones", None)
 ALL_LAYERS = -1  # in a column `layer`: the mean over all layers
 CELL = ["layer", "vector", "measure", "removed"]

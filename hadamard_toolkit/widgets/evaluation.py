@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.adapters.parts import Place, check_places
+from hadamard_toolkit.adapters.parts import LayerSite, chosen_sites
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_choice, check_range
 from hadamard_toolkit.measurements.layer_cache import LayerCache
 from hadamard_toolkit.studies.intervals import paired_interval
@@ -105,13 +105,13 @@ class Evaluation:
         inputs = scoring.inputs_of(padded)
         self._quick = _evenly(len(self.labels), preview)
         self._cache = LayerCache(attachment, inputs, batch_size=batch_size, first=self._quick)
-        self.places: tuple[Place, ...] = self._cache.places
+        self.places: tuple[LayerSite, ...] = self._cache.places
         if not self.places:
             raise ArgumentError(
                 f"adapter={attachment.adapter} puts nothing into the layers; there is nothing to switch"
             )
-        self._logits: dict[tuple[bool, frozenset[Place]], np.ndarray] = {}
-        self._scores: dict[tuple[bool, frozenset[Place]], Score] = {}
+        self._logits: dict[tuple[bool, frozenset[LayerSite]], np.ndarray] = {}
+        self._scores: dict[tuple[bool, frozenset[LayerSite]], Score] = {}
 
     @classmethod
     def of_run(cls, run: Run, *, split: str | None = None, **options: Any) -> Self:
@@ -141,17 +141,17 @@ class Evaluation:
 
     # scores ----------------------------------------------------------------------------------------------------
 
-    def score(self, kept: Collection[int | Place]) -> Score:
+    def score(self, kept: Collection[int | LayerSite]) -> Score:
         """The score with the adapter at work in `kept` alone: layers, or `(layer, site)` pairs."""
         return self._score(kept, quick=False)
 
-    def preview(self, kept: Collection[int | Place]) -> Score:
+    def preview(self, kept: Collection[int | LayerSite]) -> Score:
         """The same on a few of the rows."""
         return self._score(kept, quick=True)
 
-    def steps(self, kept: Collection[int | Place]) -> Iterator[None]:
+    def steps(self, kept: Collection[int | LayerSite]) -> Iterator[None]:
         """The work of `score` in steps of one batch, after which `score` answers at once."""
-        places = check_places(self.attachment, kept)
+        places = chosen_sites(self.attachment, kept)
         if (False, places) not in self._logits:
             for found in self._cache.steps(places):
                 if found is not None:
@@ -159,12 +159,12 @@ class Evaluation:
                 yield
         self.score(places)
 
-    def prepare(self, kept: Collection[int | Place]) -> Iterator[None]:
+    def prepare(self, kept: Collection[int | LayerSite]) -> Iterator[None]:
         """The work that spares every flip from `kept` the lowest layers, in steps; see `LayerCache.prepare`.
 
         Afterwards a score with one layer or site flipped, or with any of the lowest layers, starts behind these.
         """
-        places = check_places(self.attachment, kept)
+        places = chosen_sites(self.attachment, kept)
         layers = sorted({layer for layer, _ in self.places})[:PREPARED]
         single = [self._flip(places, layer) for layer in layers]
         sites = [places ^ {place} for place in self.places if place[0] in layers]
@@ -172,41 +172,41 @@ class Evaluation:
         for state in (places, *single, *sites, *pairs):
             yield from self._cache.prepare(state, layers[-1] + 1)
 
-    def flips(self, kept: Collection[int | Place]) -> Iterator[None]:
+    def flips(self, kept: Collection[int | LayerSite]) -> Iterator[None]:
         """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest."""
-        places = check_places(self.attachment, kept)
+        places = chosen_sites(self.attachment, kept)
         for layer in sorted({layer for layer, _ in self.places}):
             yield from self.steps(self._flip(places, layer))
 
-    def _flip(self, kept: frozenset[Place], layer: int) -> frozenset[Place]:
+    def _flip(self, kept: frozenset[LayerSite], layer: int) -> frozenset[LayerSite]:
         """All of a layer off, or on where nothing of it was."""
         whole = {place for place in self.places if place[0] == layer}
         return kept - whole if kept & whole else kept | whole
 
-    def known(self, kept: Collection[int | Place]) -> Score | None:
+    def known(self, kept: Collection[int | LayerSite]) -> Score | None:
         """What `score` would say, if it was asked before."""
-        return self._scores.get((False, check_places(self.attachment, kept)))
+        return self._scores.get((False, chosen_sites(self.attachment, kept)))
 
-    def at_hand(self, kept: Collection[int | Place]) -> tuple[Score, str]:
+    def at_hand(self, kept: Collection[int | LayerSite]) -> tuple[Score, str]:
         """The best number that takes no waiting and what to call it: the score, else a preview."""
         if (score := self.known(kept)) is not None:
             return score, f"up to date, {self.split} rows"
         score = self.preview(kept)
         return score, f"stale: preview on {score.n} rows"
 
-    def logits(self, kept: Collection[int | Place]) -> np.ndarray:
+    def logits(self, kept: Collection[int | LayerSite]) -> np.ndarray:
         """Logits [rows, outputs] with `kept` alone."""
-        return self._answers(check_places(self.attachment, kept), quick=False)
+        return self._answers(chosen_sites(self.attachment, kept), quick=False)
 
-    def _score(self, kept: Collection[int | Place], *, quick: bool) -> Score:
-        places = check_places(self.attachment, kept)
+    def _score(self, kept: Collection[int | LayerSite], *, quick: bool) -> Score:
+        places = chosen_sites(self.attachment, kept)
         if (quick, places) not in self._scores:
             labels = self.labels[self._quick] if quick else self.labels
             now, base = self._answers(places, quick), self._answers(frozenset(self.places), quick)
             self._scores[quick, places] = compare(self.task.metric, now, base, labels)
         return self._scores[quick, places]
 
-    def _answers(self, places: frozenset[Place], quick: bool) -> np.ndarray:
+    def _answers(self, places: frozenset[LayerSite], quick: bool) -> np.ndarray:
         if (whole := self._logits.get((False, places))) is not None:
             return whole[self._quick] if quick else whole
         if (quick, places) not in self._logits:
@@ -224,7 +224,7 @@ class Evaluation:
         logits = part["logits"][[places[int(row)] for row in self.positions]]
         return compare(self.task.metric, logits, self.logits(self.places), self.labels)
 
-    def flipped(self, kept: Collection[int | Place], *, most: int = 10) -> pd.DataFrame:
+    def flipped(self, kept: Collection[int | LayerSite], *, most: int = 10) -> pd.DataFrame:
         """The rows whose prediction changes most: `row`, `text`, `label`, `before`, `after`, `change`.
 
         Of a classification those whose class changes, `change` being that of the probability of the old class; of a
@@ -266,14 +266,14 @@ class Evaluation:
         return evidence_table(self.attachment)
 
     @property
-    def importance(self) -> dict[Place, float]:
+    def importance(self) -> dict[LayerSite, float]:
         """One number per part; larger is more important."""
         rows = self.evidence.itertuples()
         return {(int(row.layer), str(row.site)): float(row.importance) for row in rows}  # type: ignore[arg-type]
 
-    def cost(self, kept: Collection[int | Place]) -> pd.Series:
+    def cost(self, kept: Collection[int | LayerSite]) -> pd.Series:
         """Parameters and multiply-adds; see `evidence.cost_table`."""
-        return cost_table(self.attachment, check_places(self.attachment, kept))
+        return cost_table(self.attachment, chosen_sites(self.attachment, kept))
 
     def leave_one_out(self) -> pd.DataFrame:
         """What each part is worth to the whole: a row per layer and site with the score without it.
@@ -292,9 +292,9 @@ class Evaluation:
             rows.append({"layer": layer, "site": site, **told, "n": found.n})
         return pd.DataFrame(rows)
 
-    def leaving_out(self) -> Generator[tuple[str, float], None, dict[Place, float]]:
+    def leaving_out(self) -> Generator[tuple[str, float], None, dict[LayerSite, float]]:
         """The differences of `leave_one_out` by place; as it goes, what it does and its share of the whole."""
-        found: dict[Place, float] = {}
+        found: dict[LayerSite, float] = {}
         for place in self.places:
             without = frozenset(self.places) - {place}
             for _ in self.steps(without):

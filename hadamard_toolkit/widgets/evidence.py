@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.adapters.hadamard import HadamardVectors
-from hadamard_toolkit.adapters.parts import Part, Place, only, parts_of
+from hadamard_toolkit.adapters.hadamard import IDENTITY, HadamardVectors
+from hadamard_toolkit.adapters.parts import LayerSite, Part, only, parts_of
 from hadamard_toolkit.errors import ToolkitError
-from hadamard_toolkit.plotting.plots import IDENTITY
 
 
 def evidence_table(attachment: Attachment) -> pd.DataFrame:
@@ -29,7 +28,9 @@ def evidence_table(attachment: Attachment) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "site", "weight", "bias", "importance", "density", "trained"])
 
 
-def _row(attachment: Attachment, place: Place, part: Part, after: dict, before: dict) -> dict[str, object]:
+def _row(
+    attachment: Attachment, place: LayerSite, part: Part, after: dict, before: dict
+) -> dict[str, object]:
     named = _named(attachment, part)
     vectors = {"weight": float("nan"), "bias": float("nan")}
     hadamard = [attachment.insertions[label] for label in part.insertions]
@@ -66,7 +67,7 @@ def _named(attachment: Attachment, part: Part) -> list[str]:
     ]
 
 
-def cost_table(attachment: Attachment, kept: Collection[Place]) -> pd.Series:
+def cost_table(attachment: Attachment, kept: Collection[LayerSite]) -> pd.Series:
     """What the parts at `kept` (and whatever is outside the layers) cost; the head is left out, as everywhere.
 
     `trained`, `stored`: parameters. `of_full`: share of the trained ones with everything kept. `multiply_adds`: per

@@ -144,7 +144,7 @@ def _record(
 
                 def note(module: Any, args: Any, output: Tensor, name: str = name, site: Any = site) -> None:
                     if name not in seen and seen.get("inside"):
-                        part = site.part.read(output) if site.part else output
+                        part = site.projection_slice.read(output) if site.projection_slice else output
                         if model.config.model_type == "deberta":
                             part = part + getattr(host, f"{name[0]}_bias")
                         seen[name] = part.unflatten(-1, (2, -1)).transpose(1, 2)

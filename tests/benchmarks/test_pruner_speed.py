@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.adapters.parts import Place
+from hadamard_toolkit.adapters.parts import LayerSite
 from hadamard_toolkit.widgets.evaluation import PREVIEW, ROWS, Evaluation
 from hadamard_toolkit.widgets.pruner import LayerPruner
 from hadamard_toolkit.widgets.pruning_state import Reset, Toggle
@@ -64,7 +64,7 @@ def as_opened(evaluation: Evaluation) -> Iterator[None]:
     cache._begun.clear()
 
 
-def flipped(evaluation: Evaluation, kept: frozenset[Place]) -> tuple[float, float]:
+def flipped(evaluation: Evaluation, kept: frozenset[LayerSite]) -> tuple[float, float]:
     """Seconds of the preview, and from the beginning to the score."""
     with as_opened(evaluation):
         preview = seconds(evaluation.preview, kept)
