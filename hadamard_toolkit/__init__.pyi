@@ -38,6 +38,7 @@ from .interop.peft import export_peft as export_peft, import_peft as import_peft
 from .measurements.gates import record_gates as record_gates
 from .runs.environment import __version__ as __version__
 from .runs.plan import large_sparse_plan as large_sparse_plan
+from .runs.reference import reference as reference
 from .runs.run import run as run
 from .runs.spec import RunSpec as RunSpec
 from .runs.store import RunStore as RunStore

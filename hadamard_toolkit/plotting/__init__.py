@@ -2,7 +2,7 @@
 
 from hadamard_toolkit.plotting.ablation import ablation_grid
 from hadamard_toolkit.plotting.attention import attention_norms, fit_comparison
-from hadamard_toolkit.plotting.export import Saved, save, table_hash
+from hadamard_toolkit.plotting.export import Saved, publish, save, table_hash
 from hadamard_toolkit.plotting.latex import SavedTable, save_table
 from hadamard_toolkit.plotting.layer_ablation import (
     importance_by_layer,
@@ -36,6 +36,7 @@ __all__ = [
     "overlap_by_cell",
     "overlap_matrices",
     "pruned_layers",
+    "publish",
     "save",
     "save_table",
     "score_against_parameters",

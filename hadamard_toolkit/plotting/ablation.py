@@ -16,7 +16,7 @@ MATRIX = 0.5  # of the dots below
 SPREAD = 0.12  # columns between the marks of neighbouring seeds
 
 
-def ablation_grid(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+def ablation_grid(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """Score with every subset of {W, b, norm}: a mark per seed, a bar at their mean; the empty subset is HeadOnly.
 
     Table: that of `studies.ablation.ablation_table`. A panel per task, eight columns each; below them a filled dot

@@ -21,7 +21,7 @@ DODGE = 0.12  # layers between neighbours at one layer
 CURVED = ("quadratic", "cubic")
 
 
-def attention_norms(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def attention_norms(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """Norm of the self-attention outputs by layer, before and after training, and the paired change with its interval.
 
     Table: that of `studies.attention_shift.norm_shift`, at most eight tasks. A column per `method`. Above, mean
@@ -61,7 +61,7 @@ def attention_norms(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     return figure
 
 
-def fit_comparison(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def fit_comparison(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """How well a polynomial in one coordinate before training gives it after: held-out R² by layer and degree.
 
     Table: that of `studies.attention_shift.fit_summary`. A column per `method`. Above, `r2` of every `fit`: a mark

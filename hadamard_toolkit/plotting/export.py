@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +32,8 @@ SMOKE = "smoke"
 DIGITS = 9  # significant ones; a sum in another order differs at the sixteenth
 INLINE_ROWS = 200  # a table of at most so many rows is stored whole in the JSON
 STRIP = 0.13  # inches that the smoke mark adds above the figure
+
+FigureT = TypeVar("FigureT", bound=Figure)
 
 
 class Saved(NamedTuple):
@@ -96,6 +98,25 @@ def save(
     atomic_write(files.png, png)
     atomic_write(files.json, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return files
+
+
+def publish(
+    figure: FigureT,
+    name: str,
+    *,
+    table: pd.DataFrame,
+    caption: str,
+    profile: str | None = "reference",
+    folder: str | Path | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> FigureT:
+    """`save` the figure of a study and return it, so that a notebook's cell ends with it and shows it.
+
+    A study reads finished runs, so its figures belong to the reference set. Give `profile=None` for a figure of runs
+    that the notebook trained itself: it takes `$HADAMARD_PROFILE`, and a smoke figure is marked and kept apart.
+    """
+    save(figure, name, table=table, folder=folder, profile=profile, caption=caption, notes=notes)
+    return figure
 
 
 def check_name(name: str) -> None:

@@ -37,7 +37,7 @@ RULE_NAMES = {
 }
 
 
-def importance_by_layer(table: pd.DataFrame, *, value: str = "rms", venue: str = "neurips") -> Figure:
+def importance_by_layer(table: pd.DataFrame, *, value: str = "rms", venue: str | None = None) -> Figure:
     """How far each layer's vectors moved, W − 1 and b side by side, tasks told apart by colour and mark.
 
     Table: `task`, `seed`, `layer`, `vector` and `value`'s column, as `studies.layers.layer_importance` gives it; rows
@@ -89,7 +89,7 @@ def score_by_layers_kept(
     band: pd.DataFrame | None = None,
     *,
     metric: str = "Score",
-    venue: str = "neurips",
+    venue: str | None = None,
 ) -> Figure:
     """Score against the number of layers kept: one panel per task, a line per rule, all subsets as a grey band.
 

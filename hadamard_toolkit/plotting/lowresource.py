@@ -24,7 +24,7 @@ from hadamard_toolkit.plotting.style import Look, frame, looks, style
 SIDE = 1.015  # factor on the axis between neighbouring methods, so that their marks can be told apart
 
 
-def score_against_rows(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+def score_against_rows(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """Low-resource curves: score against training rows K on a log axis, one panel per task, one line per method.
 
     Table: one row per run: `task`, `method` (at most eight), `rows` (K), `seed`, `score`. Drawn: the mean over seeds

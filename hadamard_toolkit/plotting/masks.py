@@ -25,7 +25,7 @@ CELLS = {
 }
 
 
-def overlap_matrices(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def overlap_matrices(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """Chance-corrected overlap of the masks of every two scorers, one panel per cell of initialisation × task.
 
     Table: `scorer_a`, `scorer_b`, `same_init`, `same_task`, `corrected`, one row per pair of masks of one adapter and
@@ -64,7 +64,7 @@ def overlap_matrices(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     return figure
 
 
-def overlap_by_cell(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def overlap_by_cell(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """The shared-seed confound: overlap of one scorer's masks by whether initialisation and task are the same.
 
     Table: `scorer`, `same_init`, `same_task`, `pairs`, `corrected`, `least`, `most`, one row per scorer and cell (one

@@ -40,7 +40,7 @@ def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> 
 
 
 def panels_by_task(
-    tasks: pd.Series, venue: str, *, height: float, labels: Sequence[object] | None = None
+    tasks: pd.Series, venue: str | None, *, height: float, labels: Sequence[object] | None = None
 ) -> tuple[Figure, list[Axes], float]:
     """A grid of panels, one per task, and its height: as many in a row as can be read beside the row `labels`."""
     count = tasks.nunique()

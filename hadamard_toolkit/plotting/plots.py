@@ -27,7 +27,7 @@ from hadamard_toolkit.plotting.panels import (
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
 
 
-def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def vectors_by_layer(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """How far each layer's Hadamard vectors moved from the identity, by task.
 
     Table: one row per learned coordinate: `task`, `layer` (from 0), `vector` (`"weight"` or `"bias"`), `value` (the
@@ -67,7 +67,7 @@ def vectors_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
     return figure
 
 
-def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: str = "neurips") -> Figure:
+def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: str | None = None) -> Figure:
     """The course of training: one panel per task, one line per method (mean over seeds, band from worst to best).
 
     Table: `method`, `task`, `seed`, `stage`, `epoch`, `split`, `metric`, `value`. Only rows of `split` are drawn;
@@ -111,7 +111,7 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
     return figure
 
 
-def score_by_method(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+def score_by_method(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """Every run's score: one panel per task, one row per method, a dot per seed, mean and ± one standard deviation.
 
     Table: `task`, `method`, `seed`, `score`, one row per run. Methods keep the order of the table, the first on top.

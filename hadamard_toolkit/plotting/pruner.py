@@ -25,7 +25,7 @@ SITES = {
 GONE: dict[str, Any] = {"facecolor": "white", "hatch": "////", "linewidth": 0.6}
 
 
-def pruned_layers(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def pruned_layers(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """Which parts are kept, with their importance, and the score with them against the unpruned model.
 
     Table: `task`, `layer`, `site`, `kept` (bool), `importance`, and per task, the same in each of its rows, `metric`,

@@ -19,7 +19,7 @@ def sharing_tradeoff(
     summary: pd.DataFrame,
     by_task: pd.DataFrame,
     *,
-    venue: str = "neurips",
+    venue: str | None = None,
     floor: str = BARE,
 ) -> Figure:
     """Cost and score of every sharing scheme, one row each, dearest first.

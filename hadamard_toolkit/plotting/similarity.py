@@ -33,7 +33,7 @@ def similarity_matrices(
     table: pd.DataFrame,
     *,
     order: Sequence[str] | None = None,
-    venue: str = "neurips",
+    venue: str | None = None,
     measure: str = "Cosine",
     value: str = "value",
 ) -> Figure:
@@ -79,7 +79,7 @@ def similarity_matrices(
     return figure
 
 
-def similarity_by_layer(table: pd.DataFrame, *, venue: str = "neurips", measure: str = "Cosine") -> Figure:
+def similarity_by_layer(table: pd.DataFrame, *, venue: str | None = None, measure: str = "Cosine") -> Figure:
     """How alike tasks are in each layer, between the ceiling and the floor; one panel per vector.
 
     Table: `vector`, `layer` (from 0), `quantity` (`"within"`, the ceiling, `"between"`, `"floor"`), `value`, `low`,
@@ -120,7 +120,7 @@ def similarity_by_layer(table: pd.DataFrame, *, venue: str = "neurips", measure:
     return figure
 
 
-def transplant_gains(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+def transplant_gains(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """What another task's vectors bring: one panel per head, one row per target task, marks by whose vectors they are.
 
     Table: `task` (the target), `kind` (`"own"`, `"source"`, `"permuted"`, `"none"`), `head`, `score`, one row per

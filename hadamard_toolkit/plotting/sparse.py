@@ -49,7 +49,7 @@ STEP = 2.6  # the same between a mask and its controls
 SIDE = 0.07  # of a layer, between the marks of neighbouring scorers
 
 
-def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+def score_against_sparsity(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """The price of pruning: score against the share removed, a line per scorer, controls beside their mask.
 
     Table: one row per run: `task`, `scorer`, `sparsity` (share removed, 0 <= s < 1), `seed`, `score`. Optional:
@@ -92,7 +92,7 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str = "neurips", metri
     return figure
 
 
-def density_by_layer(table: pd.DataFrame, *, venue: str = "neurips") -> Figure:
+def density_by_layer(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     """Where masks fall: the share kept in each layer, one panel per adapter, a line per scorer.
 
     Table: `adapter`, `scorer`, `layer` (from 0), `entries` and `kept` (counts); rows of one layer, such as its tensors

@@ -6,6 +6,7 @@ Nothing global is changed: figures are built inside `style()`, a context manager
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,8 +100,12 @@ class PaperFigure(Figure):
         return stream.getvalue()
 
 
-def new_figure(venue: str) -> PaperFigure:
-    """An empty figure as wide as `venue` prints; `frame` gives it its height. Call inside `style()`."""
+def new_figure(venue: str | None = None) -> PaperFigure:
+    """An empty figure as wide as `venue` prints; `frame` gives it its height. Call inside `style()`.
+
+    `venue` is a key of `WIDTHS`; None takes `$HADAMARD_VENUE`, else `"neurips"`.
+    """
+    venue = venue or os.environ.get("HADAMARD_VENUE") or "neurips"
     check_choice("venue", venue, WIDTHS)
     return PaperFigure(figsize=(WIDTHS[venue], 1))
 

@@ -31,7 +31,9 @@ _SIDES = {-1: "right", 0: "center", 1: "left"}
 _HEIGHTS = {-1: "top", 0: "center", 1: "bottom"}
 
 
-def score_against_parameters(table: pd.DataFrame, *, venue: str = "neurips", metric: str = "Score") -> Figure:
+def score_against_parameters(
+    table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score"
+) -> Figure:
     """Score of every method against the parameters it trains, on a log axis; each named beside its mark.
 
     Table: `method`, `family` (colour and mark; at most eight), `seed`, `parameters` (trained ones, the head left out),

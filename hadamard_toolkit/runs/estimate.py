@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from hadamard_toolkit.paths import CHECKOUT, in_checkout
+from hadamard_toolkit.paths import in_checkout
 from hadamard_toolkit.runs.environment import describe_device
 from hadamard_toolkit.runs.labels import method_name
+from hadamard_toolkit.runs.reference import REFERENCE
 from hadamard_toolkit.runs.spec import RunSpec, canonical_json
 from hadamard_toolkit.runs.store import COLUMNS, RunStore
 
-REFERENCE = CHECKOUT / "data" / "reference_runs"
 # What two runs must share for the time of one to say something of the other, the closest first, and in words how
 # they then differ.
 LIKE = {

@@ -8,6 +8,7 @@ from hadamard_toolkit.studies.attention_shift import (
     norm_shift,
     polynomial_fits,
 )
+from hadamard_toolkit.studies.gains import gains
 from hadamard_toolkit.studies.kinship import cluster_tasks, mantel
 from hadamard_toolkit.studies.layer_ablation import (
     greedy_elimination,
@@ -61,6 +62,15 @@ from hadamard_toolkit.studies.tables import (
     sparse_table,
     vector_table,
 )
+from hadamard_toolkit.studies.text import (
+    in_order,
+    interval_text,
+    intervals,
+    listed,
+    mean_sd,
+    mean_sd_table,
+    short_names,
+)
 
 __all__ = [
     "ALL_LAYERS",
@@ -75,19 +85,26 @@ __all__ = [
     "dead_units",
     "density_table",
     "fit_summary",
+    "gains",
     "goal_reached",
     "greedy_elimination",
     "hierarchical_bootstrap",
     "history_table",
     "holm",
+    "in_order",
+    "interval_text",
+    "intervals",
     "kept_share",
     "layer_importance",
     "leave_one_out",
+    "listed",
     "mantel",
     "mark_failed",
     "mask_runs",
     "mcnemar",
     "mean_over",
+    "mean_sd",
+    "mean_sd_table",
     "measured_table",
     "norm_shift",
     "normalised_scores",
@@ -105,6 +122,7 @@ __all__ = [
     "share_text",
     "sharing_by_task",
     "sharing_summary",
+    "short_names",
     "similarity_contrast",
     "similarity_matrix",
     "similarity_summary",

@@ -335,7 +335,7 @@ class LayerPruner(widgets.VBox):
         scores = self.scores()[["task", "metric", "split", "value", "full", "difference", "low", "high", "n"]]
         return evidence.assign(kept=kept).merge(scores, on="task", validate="many_to_one")
 
-    def figure(self, *, venue: str = "neurips") -> Figure:
+    def figure(self, *, venue: str | None = None) -> Figure:
         """What one sees, as a figure for a page."""
         return pruned_layers(self.table(), venue=venue)
 

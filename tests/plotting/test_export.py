@@ -16,7 +16,7 @@ from pypdf import PdfReader
 
 from hadamard_toolkit import paths
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting import WIDTHS, export, save, score_by_method, table_hash
+from hadamard_toolkit.plotting import WIDTHS, export, publish, save, score_by_method, table_hash
 from hadamard_toolkit.plotting.export import rounded
 
 TABLE = pd.DataFrame(
@@ -176,6 +176,18 @@ def test_the_profile_comes_from_the_environment_and_is_smoke_by_default(
     assert (
         json.loads(save(Figure(), "b", table=TABLE, folder=tmp_path).json.read_text())["profile"] == "smoke"
     )
+
+
+def test_a_published_figure_is_saved_and_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAMARD_PROFILE", "smoke")
+    figure = score_by_method(TABLE)
+    known = {"table": TABLE, "caption": "Scores", "folder": tmp_path}
+    assert publish(figure, "scores", **known, notes={"seeds": 2}) is figure
+    record = json.loads((tmp_path / "scores.json").read_text("utf-8"))
+    assert (record["profile"], record["caption"], record["notes"]) == ("reference", "Scores", {"seeds": 2})
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".json"}
+    publish(figure, "trial", **known, profile=None)
+    assert json.loads((tmp_path / "trial.json").read_text("utf-8"))["profile"] == "smoke"
 
 
 @pytest.mark.parametrize(("profile", "where"), [("paper", "figures"), ("smoke", "build/figures")])

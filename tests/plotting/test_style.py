@@ -46,6 +46,17 @@ def test_an_unknown_venue_is_named() -> None:
         new_figure("nature")
 
 
+def test_without_a_venue_the_environment_says_whose_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HADAMARD_VENUE", raising=False)
+    assert new_figure().get_figwidth() == WIDTHS["neurips"]
+    monkeypatch.setenv("HADAMARD_VENUE", "slide")
+    assert new_figure().get_figwidth() == WIDTHS["slide"]
+    assert new_figure("acl-page").get_figwidth() == WIDTHS["acl-page"]
+    monkeypatch.setenv("HADAMARD_VENUE", "nature")
+    with pytest.raises(ArgumentError, match="venue='nature'"):
+        new_figure()
+
+
 def test_classes_differ_in_colour_marker_and_line_each_alone() -> None:
     drawn = looks(list("abcdefgh")).values()
     for part in ("colour", "marker", "line"):
