@@ -23,6 +23,7 @@
 #   HADAMARD_PROFILE=paper   sizes of the paper instead of smoke (make reproduce; wants a GPU). Its runs go into
 #                            runs/paper, which lasts: a second start goes on where the first one was stopped
 #   ENGINE=processes         where those runs happen: inline, processes or ray; WORKERS=4 how many at a time
+#   STORE=runs VENUE=acl-column FOLDER=drawn   of make figures: which runs, the width of which venue, and where to
 #   HF_HUB_OFFLINE=0         allow the hub (GLUE without a local folder)
 
 PYTHON ?= python3
@@ -162,7 +163,7 @@ build/stamps/%: notebooks/%.py tools/build_notebook.py $(LIBRARY) | $(FETCHED)
 	@mkdir -p $(@D) && touch $@
 
 figures: setup
-	$(BIN)/hadamard figures
+	$(BIN)/python tools/figures.py $(if $(STORE),--store $(STORE)) $(if $(VENUE),--venue $(VENUE)) $(if $(FOLDER),--folder $(FOLDER))
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

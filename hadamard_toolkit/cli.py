@@ -1,40 +1,63 @@
-"""`hadamard …`: a thin face over the same calls that a notebook makes."""
+"""`hadamard …`: the calls that a notebook makes, from a shell."""
 
 from __future__ import annotations
 
-import argparse
 import os
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hadamard_toolkit.errors import ToolkitError, check_choice
+import typer
+from typer import Argument, Option
+from typer.core import TyperGroup
+
+import hadamard_toolkit as ht
+from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Imports of what needs torch or pandas stand inside the commands: `hadamard --help` must answer at once.
+# The names of `ht` load on first use, and all else that needs torch or pandas is imported inside the commands:
+# `hadamard --help` must answer at once.
 
-STORE = "runs"
-DEFAULT_FETCH = ("minilm-l6", "embedded")
+FETCHED = ["minilm-l6", "embedded"]
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
+TRAIN, LOOK, KEEP, MACHINE = "Train", "Look at runs", "Look after a store", "This machine"
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        raise typer.Exit(guarded(lambda: super(_Commands, self).invoke(ctx)))
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Train adapters, keep the runs, look at them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status.
-
-    An error of the toolkit is one line on stderr and status 2; with `HADAMARD_DEBUG=1` it is raised.
-    """
-    options = _parser().parse_args(arguments)
-    return guarded(lambda: options.command(options))
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """The exit status of `command`, in which no error that is meant for people and no Ctrl-C leaves a traceback."""
+    """Run one command and return its exit status."""
     try:
-        return int(command())
+        app(arguments, prog_name="hadamard")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """The exit status of `command`; an error of the toolkit or Ctrl-C is one line on stderr.
+
+    The status of an error is 2; with `HADAMARD_DEBUG=1` it is raised.
+    """
+    try:
+        return int(command() or 0)
     except ToolkitError as error:
         if os.environ.get("HADAMARD_DEBUG", "0") not in ("", "0"):
             raise
@@ -48,189 +71,87 @@ def guarded(command: Callable[[], int]) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hadamard", description="Train adapters, keep the runs, look at them."
-    )
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+# options of more than one command, and long ones ---------------------------------------------------------------
 
-    fetch = commands.add_parser("fetch", help="download and check pinned backbones and the embedded data")
-    fetch.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help=f"minilm-l6, mpnet-base, embedded (default: {' '.join(DEFAULT_FETCH)})",
-    )
-    fetch.set_defaults(command=_fetch)
-
-    one = commands.add_parser("run", help="train one spec, unless the store has it")
-    one.add_argument(
-        "--backbone", default="minilm-l6", help="a name, hub id or folder (default: %(default)s)"
-    )
-    one.add_argument("--task", required=True, help="a task, such as sst2 or embedded/tweets-polarity")
-    one.add_argument(
-        "--adapter", default="Hadamard()", help="as in Python, such as 'LoRA(rank=4)' (default: %(default)s)"
-    )
-    one.add_argument(
-        "--sparsity",
-        default="None",
-        help="how to prune it, such as 'Sparsity(\"snip\", 0.5)' (default: not at all)",
-    )
-    one.add_argument(
-        "--protocol",
-        default="hadamard",
-        help="a preset, such as hadamard or 'unipelt(k=500)' (default: %(default)s)",
-    )
-    one.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="overrides",
-        help="change a field of the protocol; may be repeated",
-    )
-    one.add_argument(
-        "--seed", type=int, default=0, help="seed of head, adapter, rows and batches (default: %(default)s)"
-    )
-    one.set_defaults(command=_run)
-
-    runs = commands.add_parser("runs", help="list the runs of a store")
-    form = runs.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="every metric as tidy CSV")
-    form.add_argument("--json", action="store_true", help="every metric as JSON, one object per line")
-    runs.set_defaults(command=_runs)
-
-    many = commands.add_parser("sweep", help="do the runs of a plan file that the store lacks")
-    many.add_argument("plan", metavar="PLAN.toml", help="a file of [[grid]] tables")
-    many.add_argument(
-        "--engine",
-        default="inline",
-        choices=("inline", "processes", "ray"),
-        help="where runs happen (default: %(default)s)",
-    )
-    many.add_argument("--workers", type=int, help="runs at a time (default: one per GPU, or per two cores)")
-    many.add_argument(
-        "--bank",
-        type=_bank_size,
-        default="auto",
-        metavar="N",
-        help="runs trained in one pass at most: auto (where that is faster), or a number (default: auto; 1: none)",
-    )
-    many.add_argument(
-        "--dry-run", action="store_true", help="only say what is missing, and how long it may take"
-    )
-    many.set_defaults(command=_sweep)
-
-    packing = commands.add_parser("pack", help="put the finished runs of a plan into one file of the store")
-    packing.add_argument("plan", metavar="PLAN.toml", help="the plan whose runs are packed")
-    packing.add_argument(
-        "--undo", action="store_true", help="put packed runs back into folders, byte for byte"
-    )
-    packing.set_defaults(command=_pack)
-
-    pruner = commands.add_parser("pruner", help="prune the layers of a stored run by hand, in a browser")
-    pruner.add_argument(
-        "--run", metavar="KEY", help="key of the run, or how it begins (default: choose there)"
-    )
-    pruner.add_argument("--port", type=int, help="port on this machine (default: any free one)")
-    pruner.add_argument("--no-browser", action="store_true", help="only say where it is")
-    pruner.set_defaults(command=_pruner)
-
-    measured = commands.add_parser(
-        "measure", help="measure finished runs for the studies: gates, layers, sharing, …"
-    )
-    measured.add_argument(
-        "measurement", metavar="NAME", help="one of hadamard_toolkit.measurements.MEASUREMENTS"
-    )
-    measured.add_argument("--plan", metavar="PLAN.toml", help="only the runs of this plan")
-    for name in ("task", "method", "seed"):
-        measured.add_argument(
-            f"--{name}", action="append", help=f"only runs of this {name} (may be repeated)"
-        )
-    measured.set_defaults(command=_measure)
-
-    figures = commands.add_parser(
-        "figures", help="draw every paper figure again, from the store (checkout only)"
-    )
-    figures.add_argument("--store", metavar="DIR", help="folder of the runs (default: the reference runs)")
-    figures.add_argument("--folder", metavar="DIR", help="where they go (default: figures/ of the checkout)")
-    figures.add_argument("--venue", default="neurips", help="whose width they have (default: %(default)s)")
-    figures.set_defaults(command=_figures)
-
-    for command in (one, many):
-        command.add_argument(
-            "--keep",
-            default="adapters",
-            choices=("adapters", "vectors", "everything", "nothing"),
-            help="runs whose trained weights are kept: all but whole backbones (default), those of vectors, all, none",
-        )
-    for command in (one, runs, many, packing, pruner, measured):
-        command.add_argument(
-            "--store", default=STORE, metavar="DIR", help="folder of the runs (default: %(default)s)"
-        )
-
-    doctor = commands.add_parser(
-        "doctor", help="say what is installed, present and missing; status 1 if something is broken"
-    )
-    doctor.set_defaults(command=_doctor)
-    return parser
+Store = Annotated[str, Option(envvar="HADAMARD_STORE", metavar="DIR", help="Folder of the runs.")]
+Plan = Annotated[str, Argument(metavar="PLAN.toml", help="A file of grids of runs.")]
+KEPT = Option(help="Whose trained weights are kept: all but whole backbones, those of vectors, all, none.")
+Keep = Annotated[Literal["adapters", "vectors", "everything", "nothing"], KEPT]
+Values = list[str] | None
+SET = Option("--set", metavar="FIELD=VALUE", help="Change a field of the protocol; may be repeated.")
+DRY_RUN = Option("--dry-run", help="Only say what is missing, and how long it may take.")
+RUN = Option("--run", metavar="KEY", help="Key of the run, or its beginning (left out: choose there).")
+ONLY = Option(help="Only runs with this value; may be repeated.")
+FOLDER = Option(metavar="DIR", help="Where they go (left out: figures/ of the checkout).")
+FIGURED = Option(envvar="HADAMARD_STORE", metavar="DIR", help="Folder of the runs (left out: the reference).")
 
 
-class _Version(argparse.Action):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(nargs=0, **settings)
-
-    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> None:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from hadamard_toolkit.runs.environment import toolkit_version
 
         print(f"hadamard_toolkit {toolkit_version()}")
-        parser.exit()
+        raise typer.Exit
 
 
-def _fetch(options: argparse.Namespace) -> int:
+VERSION = Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+
+
+@app.callback()
+def _options(version: Annotated[bool, VERSION] = False) -> None: ...
+
+
+# commands ------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=MACHINE)
+def fetch(
+    names: Annotated[list[str], Argument(metavar="NAME", help="minilm-l6, mpnet-base, embedded.")] = FETCHED,
+) -> None:
+    """Download and check pinned backbones and the embedded data."""
     from hadamard_toolkit.doctor import EMBEDDED, damaged, pinned_files
     from hadamard_toolkit.downloads import fetch
     from hadamard_toolkit.pinned import PINNED, pinned_folder
     from hadamard_toolkit.tasks.vader import DISTRIBUTION
 
-    names = options.names or DEFAULT_FETCH
     for name in names:
         check_choice("NAME", name, (*PINNED, EMBEDDED))
     for name in names:
         for path in damaged(name):
             path.unlink()
-        place = fetch(DISTRIBUTION) if name == EMBEDDED else pinned_folder(name)
+        fetched = fetch(DISTRIBUTION) if name == EMBEDDED else pinned_folder(name)
         size = sum(path.stat().st_size for path in pinned_files(name)) / 1e6
-        print(f"{name:<12} {size:6.1f} MB  SHA-256 checked  {place}")
-    return 0
+        print(f"{name:<12} {size:6.1f} MB  SHA-256 checked  {fetched}")
 
 
-def _run(options: argparse.Namespace) -> int:
+@app.command(rich_help_panel=TRAIN)
+def run(
+    task: Annotated[str, Option(help="A task, such as sst2 or embedded/tweets-polarity.")],
+    backbone: Annotated[str, Option(help="A name, hub id or folder.")] = "minilm-l6",
+    adapter: Annotated[str, Option(help="As in Python, such as 'LoRA(rank=4)'.")] = "Hadamard()",
+    sparsity: Annotated[str, Option(help="How to prune it: 'Sparsity(\"snip\", 0.5)'.")] = "None",
+    protocol: Annotated[str, Option(help="A preset: hadamard, 'unipelt(k=500)', …")] = "hadamard",
+    overrides: Annotated[Values, SET] = None,
+    seed: Annotated[int, Option(help="Seed of head, adapter, rows and batches.")] = 0,
+    keep: Keep = "adapters",
+    store: Store = "runs",
+) -> None:
+    """Train one spec, unless the store has it."""
     from hadamard_toolkit.runs.labels import describe
     from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol, parse_sparsity
     from hadamard_toolkit.runs.record import is_subset
     from hadamard_toolkit.runs.rescue import rescue
-    from hadamard_toolkit.runs.run import run
-    from hadamard_toolkit.runs.spec import RunSpec
-    from hadamard_toolkit.runs.store import RunStore
     from hadamard_toolkit.training.progress import telling, visible
 
-    store = RunStore(options.store, keep=options.keep)
-    spec = RunSpec(
-        backbone=options.backbone,
-        task=options.task,
-        adapter=parse_adapter(options.adapter),
-        protocol=parse_protocol(options.protocol, parse_overrides(options.overrides)),
-        sparsity=parse_sparsity(options.sparsity),
-        seed=options.seed,
-    )
-    known = store.known(spec) in store
+    runs = ht.RunStore(store, keep=keep)
+    chosen = parse_protocol(protocol, parse_overrides(overrides or []))
+    spec = ht.RunSpec(backbone, task, parse_adapter(adapter), chosen, parse_sparsity(sparsity), seed)
+    known = runs.known(spec) in runs
     # to stderr, as the result alone goes to stdout
     log = nullcontext() if visible() else telling(lambda line: print(line, file=sys.stderr, flush=True))
     try:
         with log:
-            finished = run(spec, store)
+            finished = ht.run(spec, runs)
     except ToolkitError as error:
         if saved := rescue(error):
             print(f"hadamard: the trained run is saved in {saved}", file=sys.stderr)
@@ -241,45 +162,100 @@ def _run(options: argparse.Namespace) -> int:
     for split, values in finished.metrics.items():
         scored = finished.info["rows"][split]
         note = ", subset" if is_subset(split, finished.info) else ""
-        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"  {split:<16} {measured}  (n = {scored['rows']}{note})")
-    counts = finished.counts
-    parts = ", ".join(
-        f"{role} {counts.loc[role, 'trained']:,}" for role in counts.index if counts.loc[role, "stored"]
-    )
-    print(f"  trained          {parts}")
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"  {split:<16} {scores}  (n = {scored['rows']}{note})")
+    counts = finished.counts[finished.counts["stored"] > 0]
+    print(f"  trained          {', '.join(f'{role} {n:,}' for role, n in counts['trained'].items())}")
+
+
+@app.command(rich_help_panel=TRAIN)
+def sweep(
+    plan: Plan,
+    engine: Annotated[Literal["inline", "processes", "ray"], Option(help="Where runs happen.")] = "inline",
+    workers: Annotated[int | None, Option(help="Runs at a time; one per GPU, or per two cores.")] = None,
+    bank: Annotated[str, Option(metavar="N", help="Runs trained in one pass at most, or auto.")] = "auto",
+    dry_run: Annotated[bool, DRY_RUN] = False,
+    keep: Keep = "adapters",
+    store: Store = "runs",
+) -> int:
+    """Do the runs of a plan file that the store lacks; status 1 if some failed."""
+    from hadamard_toolkit.runs.labels import describe
+    from hadamard_toolkit.runs.plan import load_plan
+
+    runs, specs = ht.RunStore(store, keep=keep), load_plan(plan)
+    missing = announce(plan, specs, runs, engine, workers)
+    if not dry_run:
+        return do_sweep(specs, runs, engine, workers, bank=int(bank) if bank.isdigit() else bank)
+    for spec in missing:
+        print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
     return 0
 
 
-def _runs(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.runs.store import RunStore
+def announce(
+    title: str, specs: Sequence[ht.RunSpec], store: ht.RunStore, engine: str, workers: int | None
+) -> list[ht.RunSpec]:
+    """Print what there is to do and how long it may take; returns the specs that the store lacks."""
+    from hadamard_toolkit.runs.estimate import estimate
+    from hadamard_toolkit.runs.sweep import at_a_time
 
-    store = RunStore(options.store)
+    missing = [spec for spec in map(store.known, specs) if spec not in store]
+    known = len(specs) - len(missing)
+    print(f"{title}: {len(specs)} runs, {known} in {store.folder}, {len(missing)} missing")
+    if missing:
+        print(estimate(missing, store).words(at_a_time(engine, workers, len(missing))), flush=True)
+    return missing
+
+
+def do_sweep(specs: Sequence[ht.RunSpec], store: ht.RunStore, *options: Any, **more: Any) -> int:
+    """Sweep with the options of `ht.sweep`, printing progress; 1 if a run failed or is outdated, else 0."""
+    from hadamard_toolkit.training.progress import visible
+
+    report = None if visible() else lambda line: print(line, flush=True)
+    table = ht.sweep(specs, store, *options, report=report, **more)
+    counts = table["status"].value_counts()
+    statuses = ("present", "done", "failed", "outdated", "elsewhere")
+    print(", ".join(f"{counts[status]} {status}" for status in statuses if status in counts))
+    wrong = table["status"].isin(["failed", "outdated"])
+    if report is None:  # a report has named the reasons already
+        for row in table[wrong].itertuples():
+            line = f"  {row.status}: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}"
+            print(line, file=sys.stderr)
+    return int(wrong.any())
+
+
+@app.command(rich_help_panel=LOOK)
+def runs(
+    as_csv: Annotated[bool, Option("--csv", help="Every metric as tidy CSV.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Every metric as JSON, one object per line.")] = False,
+    store: Store = "runs",
+) -> None:
+    """List the runs of a store."""
+    if as_csv and as_json:
+        raise typer.BadParameter("--csv and --json exclude each other")
+    opened = ht.RunStore(store)
     with warnings.catch_warnings(record=True) as skipped:
         warnings.simplefilter("always")
-        table, failed = store.load(), store.failed()
+        table, failed = opened.load(), opened.failed()
     for warning in skipped:
         print(f"hadamard: {warning.message}", file=sys.stderr)
-    if options.csv:
+    if as_csv:
         print(table.to_csv(index=False), end="")
-    elif options.json:
+    elif as_json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        _show_runs(table, failed, options.store)
-    return 0
+        _show_runs(table, failed, store)
 
 
-def _show_runs(table: pd.DataFrame, failed: pd.DataFrame, place: str) -> None:
-    shown = table[table["headline"] & (table["split"] == "test")].sort_values(
-        ["task", "backbone", "label", "seed"]
-    )
+def _show_runs(table: pd.DataFrame, failed: pd.DataFrame, folder: str) -> None:
+    from tabulate import tabulate
+
+    shown = table[table["headline"] & (table["split"] == "test")]
+    shown = shown.sort_values(["task", "backbone", "label", "seed"])
     columns = {
-        "key": shown["key"],
-        "task": shown["task"],
-        "backbone": shown["backbone"],
+        **{name: shown[name] for name in ("key", "task", "backbone")},
         "adapter": shown["label"],
-        "seed": shown["seed"],
         "metric": shown["metric"],
+        "seed": shown["seed"],
         "test": shown["value"].map("{:.4f}".format),
         "n": shown["n"].astype(str) + shown["subset"].map({True: "*", False: ""}),
         "trained": shown["trained"].map("{:,}".format),
@@ -287,9 +263,10 @@ def _show_runs(table: pd.DataFrame, failed: pd.DataFrame, place: str) -> None:
         "s": shown["seconds"].map("{:.0f}".format),
     }
     if len(shown):
-        _print_table(columns)
+        sides = ["left"] * 5 + ["right"] * 6
+        print(tabulate(columns, "keys", "plain", colalign=sides, disable_numparse=True))
     starred = " (* a subset of the official data)" if shown["subset"].any() else ""
-    print(f"{len(shown)} runs in {place}{starred}")
+    print(f"{len(shown)} runs in {folder}{starred}")
     if len(failed):
         print(f"\n{len(failed)} failed:")
         for row in failed.itertuples():
@@ -297,96 +274,96 @@ def _show_runs(table: pd.DataFrame, failed: pd.DataFrame, place: str) -> None:
             print(f"  {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.error}: {reason}")
 
 
-NUMBERS = ("seed", "test", "n", "trained", "+head", "s", "score")
-
-
-def _print_table(columns: dict[str, Any]) -> None:
-    """Aligned columns, numbers to the right."""
-    cells = {name: [name, *map(str, values)] for name, values in columns.items()}
-    widths = {name: max(map(len, column)) for name, column in cells.items()}
-    for row in zip(*cells.values(), strict=True):
-        line = (
-            cell.rjust(widths[name]) if name in NUMBERS else cell.ljust(widths[name])
-            for name, cell in zip(cells, row, strict=True)
-        )
-        print("  ".join(line).rstrip())
-
-
-def _bank_size(text: str) -> int | str:
-    return text if text == "auto" else int(text)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.cli_sweep import announce, do_sweep
-    from hadamard_toolkit.runs.labels import describe
-    from hadamard_toolkit.runs.plan import load_plan
-    from hadamard_toolkit.runs.store import RunStore
-
-    store, specs = RunStore(options.store, keep=options.keep), load_plan(options.plan)
-    missing = announce(options.plan, specs, store, options.engine, options.workers)
-    if not options.dry_run:
-        return do_sweep(specs, store, options.engine, options.workers, bank=options.bank)
-    for spec in missing:
-        print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
-    return 0
-
-
-def _pack(options: argparse.Namespace) -> int:
+@app.command(rich_help_panel=KEEP)
+def pack(
+    plan: Plan,
+    undo: Annotated[bool, Option("--undo", help="Put packed runs back into folders, byte for byte.")] = False,
+    store: Store = "runs",
+) -> None:
+    """Put the finished runs of a plan into one file of the store."""
     from hadamard_toolkit.runs.pack import pack, unpack
 
-    if options.undo:
-        print(f"{len(unpack(options.plan, options.store))} runs back in folders of {options.store}")
+    if undo:
+        print(f"{len(unpack(plan, store))} runs back in folders of {store}")
     else:
-        path = pack(options.plan, options.store)
+        path = pack(plan, store)
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    return 0
 
 
-def _pruner(options: argparse.Namespace) -> int:
+@app.command(rich_help_panel=LOOK)
+def pruner(
+    key: Annotated[str | None, RUN] = None,
+    port: Annotated[int | None, Option(help="Port on this machine; any free one.")] = None,
+    no_browser: Annotated[bool, Option("--no-browser", help="Only say where it is.")] = False,
+    store: Store = "runs",
+) -> int:
+    """Prune the layers of a stored run by hand, in a browser."""
     from hadamard_toolkit.widgets.app import serve
 
-    return serve(options.store, options.run, port=options.port, browser=not options.no_browser)
+    return serve(store, key, port=port, browser=not no_browser)
 
 
-def _measure(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
+@app.command(rich_help_panel=LOOK)
+def measure(
+    measurement: Annotated[str, Argument(metavar="NAME", help="A key of measurements.MEASUREMENTS.")],
+    plan: Annotated[str | None, Option(metavar="PLAN.toml", help="Only the runs of this plan.")] = None,
+    task: Annotated[Values, ONLY] = None,
+    method: Annotated[Values, ONLY] = None,
+    seed: Annotated[Values, ONLY] = None,
+    store: Store = "runs",
+) -> int:
+    """Measure finished runs for the studies: gates, layers, sharing, …; status 1 if there is no such run."""
     from hadamard_toolkit.measurements import MEASUREMENTS, measure
-    from hadamard_toolkit.runs.store import RunStore
 
-    check_choice("measurement", options.measurement, MEASUREMENTS)
-    store = RunStore(options.store)
-    part = store.only(options.plan) if options.plan else store
+    check_choice("measurement", measurement, MEASUREMENTS)
+    whole = ht.RunStore(store)
+    part = whole.only(plan) if plan else whole
     table = part.load().drop_duplicates("key")
-    for name in ("task", "method", "seed"):
-        if wanted := getattr(options, name):
+    for name, wanted in (("task", task), ("method", method), ("seed", seed)):
+        if wanted:
             table = table[table[name].astype(str).isin(wanted)]
     if len(table):
-        store.check_writable()
+        whole.check_writable()
     for row in table.itertuples():
         try:
-            found = f"{len(measure(options.measurement, part.run(str(row.key)), part))} rows"
-        except (ArgumentError, DataError, UnsupportedError) as error:  # not of this run, or it is damaged
-            found = f"left out: {error}"
-        print(f"{row.key}  {row.task}  {row.label}  seed {row.seed}  {found}", flush=True)
+            result = f"{len(measure(measurement, part.run(str(row.key)), part))} rows"
+        except (
+            ArgumentError,
+            ht.DataError,
+            ht.UnsupportedError,
+        ) as error:  # not of this run, or it is damaged
+            result = f"left out: {error}"
+        print(f"{row.key}  {row.task}  {row.label}  seed {row.seed}  {result}", flush=True)
     return int(table.empty)
 
 
-def _figures(options: argparse.Namespace) -> int:
-    from hadamard_toolkit.figures import draw_all
+@app.command(rich_help_panel=LOOK)
+def figures(
+    folder: Annotated[str | None, FOLDER] = None,
+    venue: Annotated[str, Option(help="The venue whose width they have.")] = "neurips",
+    store: Annotated[str | None, FIGURED] = None,
+) -> None:
+    """Draw every paper figure again, from the store (checkout only)."""
+    from hadamard_toolkit.paths import CHECKOUT
 
-    for name in draw_all(options.store, options.folder, options.venue):
+    tool = CHECKOUT / "tools" / "figures.py"
+    if not tool.is_file():
+        raise ArgumentError("figures are made by the notebooks of a checkout, and this is none")
+    for name in runpy.run_path(str(tool))["draw_all"](store, folder, venue):
         print(name, flush=True)
-    return 0
 
 
-def _doctor(options: argparse.Namespace) -> int:
+@app.command(rich_help_panel=MACHINE)
+def doctor() -> int:
+    """Say what is installed, present and missing; status 1 if something is broken."""
+    from tabulate import tabulate
+
     from hadamard_toolkit.doctor import examine
 
     findings = examine()
-    width = max(len(finding.topic) for finding in findings)
     marks = {True: "ok", None: "--", False: "!!"}
-    for finding in findings:
-        print(f"{marks[finding.ok]}  {finding.topic:<{width}}  {finding.text}")
+    lines = [(marks[finding.ok], finding.topic, finding.text) for finding in findings]
+    print(tabulate(lines, tablefmt="plain", disable_numparse=True))
     broken = [finding.topic for finding in findings if finding.ok is False]
     print(f"broken: {', '.join(broken)}" if broken else "nothing is broken")
     return int(bool(broken))

@@ -52,6 +52,74 @@ def command(
     return run
 
 
+COMMANDS = {
+    "fetch": (),
+    "run": ("backbone", "task", "adapter", "sparsity", "protocol", "set", "seed", "keep", "store"),
+    "runs": ("csv", "json", "store"),
+    "sweep": ("engine", "workers", "bank", "dry-run", "keep", "store"),
+    "pack": ("undo", "store"),
+    "pruner": ("run", "port", "no-browser", "store"),
+    "measure": ("plan", "task", "method", "seed", "store"),
+    "figures": ("store", "folder", "venue"),
+    "doctor": (),
+}
+
+
+def test_help_shows_commands_in_groups(command: Callable[..., tuple[int, str, str]]) -> None:
+    text = command("--help")[1]
+    named = [line.split()[1] for line in text.splitlines() if re.match(r"│ [a-z]", line)]
+    assert set(named) >= set(COMMANDS)
+    titles = [text.index(f" {title} ") for title in ("Train", "Look at runs", "Look after a store")]
+    assert (
+        titles[0] < text.index("sweep ") < titles[1] < text.index("pruner ") < titles[2] < text.index("pack ")
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_in_the_help(command: Callable[..., tuple[int, str, str]], name: str) -> None:
+    status, text, _ = command(name, "--help")
+    assert status == 0
+    options = set(re.findall(r"^│ [* ]*--([a-z-]+)", text, flags=re.MULTILINE))
+    assert options == {*COMMANDS[name], "help"}
+    assert ("HADAMARD_STORE" in text) == ("store" in options)
+
+
+def test_a_shell_completes_commands_and_choices(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_HADAMARD_COMPLETE", "complete_bash")
+    for line, wanted in (
+        ("hadamard sw", ["sweep"]),
+        ("hadamard sweep p.toml --engine ", ["inline", "processes", "ray"]),
+    ):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        assert command()[:2] == (0, "\n".join(wanted) + "\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["run"], ["run", "--task"], ["runs", "--csv", "--json"], ["sweep", "p", "--engine=gpu"]],
+)
+def test_a_wrong_call_has_the_status_2(
+    command: Callable[..., tuple[int, str, str]], arguments: list[str]
+) -> None:
+    assert command(*arguments)[0] == 2
+
+
+def test_the_store_of_the_environment_is_the_default(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("of_the_environment", "named"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HADAMARD_STORE", str(tmp_path / "of_the_environment"))
+    assert command("runs")[1] == f"0 runs in {tmp_path / 'of_the_environment'}\n"
+    assert command("runs", "--store", tmp_path / "named")[1] == f"0 runs in {tmp_path / 'named'}\n"
+    monkeypatch.setenv("HADAMARD_STORE", "")
+    monkeypatch.chdir(tmp_path)
+    assert "store='runs' is not there" in command("runs")[2]
+
+
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_help_is_quick_and_needs_no_torch(option: str, repository: Path) -> None:
     code = f"""
@@ -224,10 +292,10 @@ def test_debug_shows_where_an_error_came_from(
 def test_interrupt_has_its_own_status(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(options: object) -> int:
+    def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupted)
+    monkeypatch.setattr(doctor, "examine", interrupted)
     assert command("doctor") == (130, "", "hadamard: interrupted; finished runs are kept\n")
 
 

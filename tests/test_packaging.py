@@ -17,7 +17,19 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 CONDA_TO_PYPI = {"pytorch": "torch"}
-VISIBLE = {"torch", "transformers", "datasets", "matplotlib", "seaborn", "ipywidgets", "jupytext", "nbval"}
+VISIBLE = {
+    *(
+        "torch",
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "seaborn",
+        "typer",
+        "ipywidgets",
+        "jupytext",
+        "nbval",
+    )
+}
 
 
 @pytest.fixture(scope="module")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from hadamard_toolkit import figures, paths
+from hadamard_toolkit import paths
 from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.figures import NOTEBOOKS, draw_all
+from tests.notebooks.tools import tool
 
 REPOSITORY = Path(__file__).parents[2]
 COMMITTED = REPOSITORY / "figures"
+figures = tool("figures")
 
 
 def test_every_figure_is_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figures", "--folder", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == list(NOTEBOOKS)
+    assert capsys.readouterr().out.split() == list(figures.NOTEBOOKS)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {path.name for path in COMMITTED.iterdir()}, "figures/ holds what the notebooks make"
     for record in sorted(COMMITTED.glob("*.json")):
@@ -42,20 +44,36 @@ def test_every_figure_is_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_an_unknown_venue_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"venue='nature'.*neurips"):
-        next(iter(draw_all(venue="nature")))
+        next(iter(figures.draw_all(venue="nature")))
+
+
+def test_an_installed_package_says_that_figures_need_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
+    assert main(["figures"]) == 2
+    assert capsys.readouterr().err == (
+        "hadamard: figures are made by the notebooks of a checkout, and this is none\n"
+    )
 
 
 def test_a_relative_folder_is_that_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "notebooks").mkdir()
     (tmp_path / "here").mkdir()
-    (tmp_path / "pyproject.toml").write_text("")
     said = "import os, pathlib\nfor name in ('STORE', 'FIGURES'):\n"
     said += "    pathlib.Path('..', name).write_text(os.path.abspath(os.environ['HADAMARD_' + name]))\n"
+    (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "one.py").write_text(said)
-    for module in (figures, paths):
-        monkeypatch.setattr(module, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(figures, "FOLDER", tmp_path / "notebooks")
     monkeypatch.setattr(figures, "NOTEBOOKS", ("one",))
     monkeypatch.chdir(tmp_path / "here")
-    assert list(draw_all("runs", "drawn")) == ["one"]
+    assert list(figures.draw_all("runs", "drawn")) == ["one"]
     assert (tmp_path / "STORE").read_text() == str(tmp_path / "here" / "runs")
     assert (tmp_path / "FIGURES").read_text() == str(tmp_path / "here" / "drawn")
+
+
+def test_make_figures_hands_its_options_on() -> None:
+    choices = ["STORE=my_runs", "VENUE=slide", "FOLDER=drawn", "VENV=build/none"]
+    lines = subprocess.run(
+        ["make", "-n", "figures", *choices], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert "tools/figures.py --store my_runs --venue slide --folder drawn" in lines[-1]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +11,8 @@ import jupytext
 import nbformat
 import pytest
 from nbformat import NotebookNode
+
+from tests.notebooks.tools import tool
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -91,16 +91,7 @@ def test_committed_notebook(script: Path) -> None:
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """`tools/build_notebook.py`, which is a script and not part of the package."""
-    spec = importlib.util.spec_from_file_location(
-        "notebook_build", FOLDER.parent / "tools" / "build_notebook.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return tool("build_notebook")
 
 
 SCRIPT = """# ---

@@ -1,18 +1,20 @@
-"""`hadamard figures`: every paper figure again, from the store."""
+"""Every paper figure again, from the store: `make figures`, `hadamard figures`, or `python tools/figures.py`."""
 
 from __future__ import annotations
 
 import os
 import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
-from hadamard_toolkit.errors import ArgumentError, check_choice
-from hadamard_toolkit.paths import CHECKOUT, in_checkout
+from hadamard_toolkit.cli import main
+from hadamard_toolkit.errors import check_choice
 from hadamard_toolkit.plotting.style import WIDTHS
 
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 # The notebooks that read runs and train nothing; the last one draws what the earlier ones do not.
 NOTEBOOKS = (
     "05_why_hadamard",
@@ -30,15 +32,9 @@ def draw_all(
     """Run the study notebooks as scripts, one after the other; yields the name of each when it is done.
 
     Their figures (.pdf, .png, .json) and tables (.tex, .md) go to `folder`, by default `figures/` of the checkout. The
-    runs are those of `store`, by default the committed reference runs. `venue` is a key of `plotting.WIDTHS`. Raises
-    `ArgumentError` outside a checkout, for the notebooks are part of it, not of the installed package.
+    runs are those of `store`, by default the committed reference runs. `venue` is a key of `plotting.WIDTHS`.
     """
     check_choice("venue", venue, WIDTHS)
-    notebooks = CHECKOUT / "notebooks"
-    if not in_checkout():
-        raise ArgumentError(
-            "figures are made by the notebooks of a checkout of the repository, and this is none"
-        )
     chosen = {"HADAMARD_VENUE": venue, "MPLBACKEND": "agg"}
     if store is not None:
         chosen["HADAMARD_STORE"] = str(Path(store).expanduser().resolve())
@@ -47,9 +43,13 @@ def draw_all(
     for name in NOTEBOOKS:
         with (
             mock.patch.dict(os.environ, chosen),
-            chdir(notebooks),
+            chdir(FOLDER),
             open(os.devnull, "w", encoding="utf-8") as nowhere,
             redirect_stdout(nowhere),  # what notebooks print is for their readers
         ):
-            runpy.run_path(str(notebooks / f"{name}.py"), run_name="__figures__")
+            runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__figures__")
         yield name
+
+
+if __name__ == "__main__":
+    sys.exit(main(["figures", *sys.argv[1:]]))  # the options and the errors are those of the command
