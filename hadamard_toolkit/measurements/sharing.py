@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,11 +10,8 @@ import torch
 from torch import Tensor
 
 from hadamard_toolkit.adapters.attachment import attach
-from hadamard_toolkit.adapters.files import stack_vectors
-from hadamard_toolkit.adapters.hadamard import Hadamard
-from hadamard_toolkit.adapters.tuning import HeadOnly
-from hadamard_toolkit.errors import DataError, UnsupportedError
-from hadamard_toolkit.measurements.cross_task_transfer import sources
+from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.measurements.cross_task_transfer import check_hadamard, donors, merged, retrain_head
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
@@ -31,7 +27,6 @@ from hadamard_toolkit.studies.sharing import (
 )
 from hadamard_toolkit.tasks.registry import load_task
 from hadamard_toolkit.training.features import FeatureStore
-from hadamard_toolkit.training.loop import train
 
 COLUMNS = [
     *("scheme", "weight", "bias", "norm", "metric", "score", "validation", "n"),
@@ -60,18 +55,16 @@ def sharing(
     Raises `UnsupportedError` for a run of another adapter or a span task, `DataError` where there is nobody to share
     with.
     """
-    if not isinstance(run.spec.adapter, Hadamard) or run.spec.sparsity is not None:
-        raise UnsupportedError(
-            f"sharing needs a Hadamard adapter without masks, and run {run.key} is not one"
-        )
-    others = [one for one in sources(run, store) if tasks is None or one.spec.task in tasks]
+    check_hadamard(run, "sharing")
+    others = [other for other in donors(run, store) if tasks is None or other.spec.task in tasks]
     if not others:
         raise DataError(f"the store has no run like {run.key} on another task, of the same protocol and seed")
-    learned = {one.spec.task: one.vectors() for one in (run, *others)}
+    learned = {sharer.spec.task: sharer.vectors() for sharer in (run, *others)}
     model, tokenizer, attachment = run.restore()
     attachment.detach()
     fresh = attach(model, run.spec.adapter, seed=run.spec.seed)
-    identity = stack_vectors(fresh.state_dict(), len(fresh.sites))
+    names = list(fresh.state_dict())
+    identity = fresh.vectors()
     fresh.detach()
     backbone = sum(parameter.numel() for parameter in model.base_model.parameters())
     sizes = {
@@ -79,21 +72,14 @@ def sharing(
         for part in PARTS
     }
     rows = [{"scheme": UNSHARED, **dict.fromkeys(PARTS, "own"), **_scores(run.metrics, run.headline)}]
-    task = load_task(run.spec.task)
-    protocol = replace(run.spec.protocol, head="first-then-frozen", pretraining=())
     for scheme in schemes:
         vectors = combine(learned, run.spec.task, scheme, identity, seed=_draw(run))
-        holder = attach(model, run.spec.adapter, seed=run.spec.seed)
-        holder.load_state_dict(_state(vectors, holder.named_parameters()))
-        holder.merge(allow_new_biases=True)  # it is never saved
-        bare = attach(model, HeadOnly(), seed=run.spec.seed)
-        # Of the bare backbone the cache has them, and needs them; the others are seen once, and would fill it.
+        # features of the bare backbone serve other runs as well; the others are used once, and would fill the cache
         features = FeatureStore(cache_folder() / "features" if scheme.name == BARE else None)
-        outcome = train(bare, task, tokenizer, protocol, seed=run.spec.seed, feature_store=features)
-        bare.detach()
-        holder.detach()
-        told = dict(zip(PARTS, scheme.sources(), strict=True))
-        rows.append({"scheme": scheme.name, **told, **_scores(outcome.metrics, run.headline)})
+        with merged(model, run, _state(vectors, names)) as bare:
+            outcome = retrain_head(bare, run, tokenizer, feature_store=features)
+        origins = dict(zip(PARTS, scheme.sources(), strict=True))
+        rows.append({"scheme": scheme.name, **origins, **_scores(outcome.metrics, run.headline)})
     costs = {scheme.name: parameters_per_task(sizes, scheme, len(learned)) for scheme in schemes}
     table = pd.DataFrame(rows)
     table["parameters"] = [costs.get(name, float(sum(sizes.values()))) for name in table["scheme"]]
@@ -112,7 +98,7 @@ def sharing_alike(run: Run, store: RunStore) -> pd.DataFrame:
     What does not depend on whom one shares with (own vectors, none) is in `sharing`.
     """
     labels = load_task(run.spec.task).labels
-    others = {one.spec.task for one in sources(run, store)}
+    others = {donor.spec.task for donor in donors(run, store)}
     alike = {task for task in others if labels and load_task(task).labels == labels}
     shared = [
         scheme
@@ -127,10 +113,10 @@ def _scores(metrics: Mapping[str, Mapping[str, float]], headline: str) -> dict[s
     return {"score": metrics["test"][headline], "validation": held_out}
 
 
-def _state(vectors: Mapping[str, np.ndarray], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _state(vectors: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, Tensor]:
     """Stacked vectors as a state: "adapter.layers.3.attention_output.weight" is row 3 of "attention_output.weight"."""
     state = {}
-    for name in named:
+    for name in names:
         role, _, rest = name.partition(".layers.")
         if role in ("adapter", "norm"):
             layer, _, label = rest.partition(".")

@@ -16,7 +16,7 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.measurements import cross_task_transfer as module
-from hadamard_toolkit.measurements.cross_task_transfer import sources, transplant
+from hadamard_toolkit.measurements.cross_task_transfer import donors, transplant
 from hadamard_toolkit.runs.record import Run
 from tests.runs.conftest import PROTOCOL
 
@@ -36,7 +36,7 @@ LOUD = ht.protocols.smoke(
 def store(
     backbone_folder: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ht.RunStore]:
-    """Hadamard runs on SST-2 and, by the name of CoLA, on the same rows, and runs that are no sources."""
+    """Hadamard runs on SST-2 and, by the name of CoLA, on the same rows, and runs that are no donors."""
     root = tmp_path_factory.mktemp("transplant")
     for name in ("SST-2", "CoLA"):
         shutil.copytree(data_root / "glue" / "SST-2", root / "data" / "glue" / name)
@@ -80,41 +80,41 @@ def test_own_vectors_are_the_run_and_none_are_the_head_alone(store: ht.RunStore)
     assert score(table, "none", "own") == score(table, "none", "retrained") == alone
     assert table.groupby("kind").size().to_dict() == {"own": 2, "none": 2, "source": 4, "permuted": 4}
     assert set(table["n"]) == {40}
-    [source] = sources(run, store)
-    assert (source.spec.task, source.spec.seed, source.spec.adapter) == ("cola", 0, ht.Hadamard())
+    [donor] = donors(run, store)
+    assert (donor.spec.task, donor.spec.seed, donor.spec.adapter) == ("cola", 0, ht.Hadamard())
     moved = table[table["kind"].isin(["source", "permuted"])]
-    assert set(moved["source_key"]) == {source.key} == {find(store, "cola").key}
+    assert set(moved["source_key"]) == {donor.key} == {find(store, "cola").key}
     again = store.measured(run.key, "transplant", lambda: transplant(run, store))
     assert again["score"].tolist() == table.query("norms != 'target'")["score"].tolist()
 
 
-def test_a_source_on_another_backbone_of_the_same_name_is_refused(store: ht.RunStore, tmp_path: Path) -> None:
+def test_a_donor_on_another_backbone_of_the_same_name_is_refused(store: ht.RunStore, tmp_path: Path) -> None:
     copy = ht.RunStore(shutil.copytree(store.folder, tmp_path / "copy"))
-    source = find(copy, "cola")
-    path = copy.folder / source.key / "run.json"
+    donor = find(copy, "cola")
+    path = copy.folder / donor.key / "run.json"
     record = json.loads(path.read_text())
     record["meta_info"]["backbone"]["sha256"]["model.safetensors"] = "0" * 64
     path.write_text(json.dumps(record))
-    with pytest.raises(DataError, match=f"run {source.key} was made from other content.*'model.safetensors'"):
+    with pytest.raises(DataError, match=f"run {donor.key} was made from other content.*'model.safetensors'"):
         transplant(find(copy, "sst2"), copy)
 
 
-def test_what_is_scored_is_the_source_in_the_target(
+def test_what_is_scored_is_the_donor_in_the_target(
     store: ht.RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, source = find(store, "sst2"), find(store, "cola")
+    run, donor = find(store, "sst2"), find(store, "cola")
     seen: list[module.State] = []
-    scores = module._Target.scores
+    merged = module.merged
 
-    def watched(target: module._Target, state: module.State) -> dict[str, float]:
-        seen.append(state)
-        return scores(target, state)
+    def watched(model: Any, run: Run, vectors: module.State) -> Any:
+        seen.append(vectors)
+        return merged(model, run, vectors)
 
-    monkeypatch.setattr(module._Target, "scores", watched)
+    monkeypatch.setattr(module, "merged", watched)
     table = transplant(run, store, norms=("source", "target"))
     model, tokenizer, attachment = run.restore()
     own = attachment.state_dict()
-    learned = source.restore()[2].state_dict()
+    learned = donor.restore()[2].state_dict()
     _, _, taken, kept, permuted, _ = seen
     for name, value in taken.items():
         torch.testing.assert_close(value, learned[name])
@@ -140,15 +140,26 @@ def test_what_is_scored_is_the_source_in_the_target(
     assert len({tuple(order) for order in first.values()}) == len(first), "and another for every layer"
 
 
-def test_the_model_is_as_it_was_between_transplants(store: ht.RunStore) -> None:
+def test_the_model_is_as_it_was_after_vectors_were_merged(store: ht.RunStore) -> None:
+    """Also where the block fails."""
     run = find(store, "sst2")
-    target = module._Target(run)
-    before = {name: value.clone() for name, value in target.model.state_dict().items()}
-    own = target.scores(target.own)
-    target.scores(target.identity)
-    assert target.scores(target.own) == own
-    for name, value in target.model.state_dict().items():
-        assert torch.equal(value, before[name])
+    model, _, attachment = run.restore()
+    vectors = {k: v for k, v in attachment.state_dict().items() if not k.startswith("head.")}
+    attachment.detach()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fail() -> None:
+        with module.merged(model, run, vectors) as bare:
+            bare.load_state_dict({name: value + 1 for name, value in bare.state_dict().items()})
+            changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+            assert {name.split(".")[0] for name in changed} == {"bert", "classifier"}
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        fail()
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_runs_without_vectors_are_refused(store: ht.RunStore) -> None:

@@ -37,10 +37,10 @@ def target(store: ht.RunStore, make_spec: Callable[..., ht.RunSpec]) -> Run:
 
 @pytest.fixture
 def elsewhere(store: ht.RunStore, make_spec: Callable[..., ht.RunSpec]) -> Iterator[Run]:
-    """The run of seed 1 as that of a task of another name; `sources` itself is tested with transplants."""
+    """The run of seed 1 as that of a task of another name; `donors` itself is tested with transplants."""
     other = store.run(make_spec(seed=1).key)
     posing = replace(other, spec=replace(other.spec, task="rte"))
-    with patch.object(module, "sources", lambda run, store: [posing]):
+    with patch.object(module, "donors", lambda run, store: [posing]):
         yield posing
 
 
@@ -76,7 +76,7 @@ def test_the_vectors_are_at_work_when_the_head_trains(
         seen.append({name: p.detach().clone() for name, p in attachment.model.named_parameters()})
         raise StopIteration
 
-    with patch.object(module, "train", look), pytest.raises(StopIteration):
+    with patch.object(module, "retrain_head", look), pytest.raises(StopIteration):
         sharing(target, store, schemes=[BY_NAME["leave-one-out"]])
     assert elsewhere.folder is not None
     attachment = store.run(elsewhere.folder.name).restore()[2]
