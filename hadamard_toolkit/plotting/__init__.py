@@ -2,6 +2,7 @@
 
 from hadamard_toolkit.plotting.ablation import ablation_grid
 from hadamard_toolkit.plotting.attention import attention_norms, fit_comparison
+from hadamard_toolkit.plotting.encoder_layer import sites
 from hadamard_toolkit.plotting.export import Saved, publish, save, table_hash
 from hadamard_toolkit.plotting.latex import SavedTable, save_table
 from hadamard_toolkit.plotting.layer_ablation import (
@@ -47,6 +48,7 @@ __all__ = [
     "sharing_tradeoff",
     "similarity_by_layer",
     "similarity_matrices",
+    "sites",
     "style",
     "table_hash",
     "training_curves",
