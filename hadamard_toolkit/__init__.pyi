@@ -55,5 +55,6 @@ from .training.features import FeatureStore as FeatureStore
 from .training.loop import Outcome as Outcome, train as train
 from .training.protocol import Protocol as Protocol
 from .training.pruning import draw_batches as draw_batches
+from .training.routing import Router as Router, route as route
 from .widgets.pruner import LayerPruner as LayerPruner
 from .widgets.pruning_state import PruningState as PruningState
