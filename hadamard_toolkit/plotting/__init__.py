@@ -15,7 +15,12 @@ from hadamard_toolkit.plotting.masks import overlap_by_cell, overlap_matrices
 from hadamard_toolkit.plotting.plots import score_by_method, training_curves, vectors_by_layer
 from hadamard_toolkit.plotting.pruner import pruned_layers
 from hadamard_toolkit.plotting.sharing import sharing_tradeoff
-from hadamard_toolkit.plotting.similarity import similarity_by_layer, similarity_matrices, transplant_gains
+from hadamard_toolkit.plotting.similarity import (
+    number_line,
+    similarity_by_layer,
+    similarity_matrices,
+    transplant_gains,
+)
 from hadamard_toolkit.plotting.sparse import density_by_layer, score_against_sparsity
 from hadamard_toolkit.plotting.style import WIDTHS, centred, frame, looks, new_figure, style
 from hadamard_toolkit.plotting.tradeoff import score_against_parameters
@@ -34,6 +39,7 @@ __all__ = [
     "layers_kept_by_task",
     "looks",
     "new_figure",
+    "number_line",
     "overlap_by_cell",
     "overlap_matrices",
     "pruned_layers",

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting.heat import colour_scale, heat
 from hadamard_toolkit.plotting.panels import EDGED, legend_handles, require
-from hadamard_toolkit.plotting.similarity import _colours, heat
 from hadamard_toolkit.plotting.sparse import SCORER_ORDER
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
 
@@ -46,9 +46,9 @@ def overlap_matrices(table: pd.DataFrame, *, venue: str | None = None) -> Figure
         columns = min(2, len(cells))
         grid = figure.subplots(-(-len(cells) // columns), columns, sharex=True, sharey=True, squeeze=False)
         panels = list(grid.flat)
-        colours, norm = _colours(np.concatenate([matrix.ravel() for matrix in matrices.values()]))
+        scale = colour_scale(np.concatenate([matrix.ravel() for matrix in matrices.values()]))
         for axis, cell in zip(panels, cells, strict=False):
-            heat(axis, matrices[cell], colours, norm, names, names, size=5.5)
+            heat(axis, matrices[cell], scale, names, names, size=5.5)
             axis.set_title(CELLS[cell].capitalize().replace(", ", ",\n"), fontsize=6.5)
         for unused in panels[len(cells) :]:
             unused.set_axis_off()

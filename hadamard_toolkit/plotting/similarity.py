@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.plotting.heat import colour_bar, colour_scale, heat
 from hadamard_toolkit.plotting.panels import EDGED, label_below, legend_handles, plural, require
-from hadamard_toolkit.plotting.style import FAINT, INK, SEQUENTIAL, centred, frame, looks, new_figure, style
+from hadamard_toolkit.plotting.style import FAINT, INK, frame, looks, new_figure, style
 
 TITLES = {"weight": "W − 1", "bias": "b"}
 QUANTITIES = {
@@ -25,8 +23,9 @@ QUANTITIES = {
     "between": "other task, other seed",
     "floor": "coordinates permuted",
 }
+NARROW = 4.0  # inches, below which matrices stand one above the other
+POINTS = {"floor": "floor", "between": "between tasks", "within": "within a task (ceiling)"}
 KINDS = {"own": "own vectors", "source": "another task's", "permuted": "another task's, permuted"}
-MISSING = "#f2f2f2"
 
 
 def similarity_matrices(
@@ -42,40 +41,108 @@ def similarity_matrices(
     Table: `task_a`, `task_b`, `vector`, `floor_high` and the column `value`, one row per pair and vector, as one
     cell of `similarity_summary`. `order`: the tasks from top to bottom, such as that of a clustering; else as in the
     table. The diagonal, framed, is the ceiling; the note states the largest `floor_high`, which permuted coordinates
-    reach. Pairs that are missing stay blank.
+    reach. Pairs that are missing stay blank. Both panels have the same colours, which the bar explains.
     """
-    table = require(table, "task_a", "task_b", "vector", value, "floor_high", numbers=("floor_high",))
-    if (twice := table.duplicated(["task_a", "task_b", "vector"])).any():
-        first = table.loc[twice, ["task_a", "task_b", "vector"]].iloc[0].to_dict()
-        raise ArgumentError(f"table has more than one row for {first}; keep one layer, measure and `removed`")
+    table = _one_row_per_pair(table, value)
+    table = require(table, "floor_high", numbers=("floor_high",))
     tasks = list(dict.fromkeys([*table["task_a"], *table["task_b"]]))
     if order is not None and set(order) != set(tasks):
         raise ArgumentError(f"order={list(order)} is not allowed; the table's tasks are {tasks}")
     names = list(order or tasks)
     vectors = sorted(set(table["vector"]), key=_place)
+    matrices = [_square(table[table["vector"] == vector], names, value) for vector in vectors]
+    scale = colour_scale(np.stack(matrices))
     with style():
         figure = new_figure(venue)
-        axes = figure.subplots(1, len(vectors), sharey=True, squeeze=False)[0]
-        for axis, vector in zip(axes, vectors, strict=True):
-            matrix = _square(table[table["vector"] == vector], names, value)
-            colours, norm = _colours(matrix)
-            heat(axis, matrix, colours, norm, names, names)
+        columns = len(vectors) if figure.get_figwidth() > NARROW else 1
+        rows = -(-len(vectors) // columns)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axis, vector, matrix in zip(axes, vectors, matrices, strict=True):
+            image = heat(axis, matrix, scale, names, names)
             for place in range(len(names)):
                 corner = place - 0.5, place - 0.5
                 for colour, width in (("white", 1.6), (INK, 0.7)):  # seen on dark cells and on light ones
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=width))
             axis.set_title(TITLES.get(str(vector), str(vector)))
+        colour_bar(figure, image, axes, measure)
         floors = table.groupby("vector")["floor_high"].max()
-        said = ", ".join(f"{TITLES.get(str(name), str(name))} {floors[name]:.2f}" for name in vectors)
-        width = (figure.get_figwidth() - 0.06 * max(map(len, names)) - 0.2) / len(vectors)
+        floor = ", ".join(f"{TITLES.get(str(name), str(name))} {floors[name]:.2f}" for name in vectors)
         counted = ""
         if "pairs" in table.columns:
             counted = f"{table['pairs'].min()} to {table['pairs'].max()} "
         note = (
             f"{measure}, mean over {counted}pairs of runs with different seeds. Framed: the ceiling, a task with "
-            f"itself. The floor, up to which permuted coordinates reach (95 %): {said}."
+            f"itself. The floor, up to which permuted coordinates reach (95 %): {floor}."
         )
-        frame(figure, width + 0.25 + 0.045 * max(map(len, names)), note=note)
+        widest = max(map(len, names))
+        side = (figure.get_figwidth() - 0.06 * widest - 0.65) / columns
+        frame(figure, (side + 0.2) * rows + 0.05 + 0.045 * widest, note=note)
+    return figure
+
+
+def number_line(
+    table: pd.DataFrame, *, venue: str | None = None, measure: str = "Cosine", value: str = "value"
+) -> Figure:
+    """How alike tasks are, on a line from the floor to the ceiling: one line per vector, three named points on it.
+
+    Table: as for `similarity_matrices`, with `floor`. The points are means, as in `similarity_contrast`: the floor
+    (permuted coordinates, over pairs of different tasks), between tasks, and within a task under another seed, which
+    is the ceiling of the same measure. A tick stands for each pair of tasks, a longer one for each task with itself.
+    """
+    table = _one_row_per_pair(table, value)
+    table = require(table, "floor", numbers=("floor", value))
+    vectors = sorted(set(table["vector"]), key=_place)
+    within = table["task_a"] == table["task_b"]
+    for rows, pairs in ((table[within], "a task with itself"), (table[~within], "different tasks")):
+        if lacking := set(vectors) - set(rows["vector"]):
+            raise ArgumentError(f"table has no pair of {pairs} for vector {sorted(lacking)}")
+    with style():
+        figure = new_figure(venue)
+        axis = figure.subplots()
+        drawn = looks(POINTS)
+        for up, vector in enumerate(reversed(vectors)):
+            of_vector = table["vector"] == vector
+            same, other = table[within & of_vector], table[~within & of_vector]
+            points = {
+                "floor": other["floor"].mean(),
+                "between": other[value].mean(),
+                "within": same[value].mean(),
+            }
+            axis.hlines(up, min(points.values()), max(points.values()), color=FAINT, linewidth=0.8, zorder=1)
+            for rows, size in ((other, 3.0), (same, 6.0)):
+                axis.plot(
+                    rows[value], [up] * len(rows), "|", color=FAINT, alpha=0.6, markersize=size, zorder=2
+                )
+            sides = zip(
+                sorted(points, key=lambda name: points[name]), ("right", "center", "left"), strict=True
+            )
+            for quantity, side in sides:
+                look = drawn[quantity]
+                axis.plot(
+                    points[quantity], up, look.marker, color=look.colour, markersize=5, zorder=3, **EDGED
+                )
+                text = f"{POINTS[quantity]}\n{points[quantity] + 0.0:.2f}".replace("-", "−")
+                above = side == "center"
+                offset = {"right": 4, "center": 0, "left": -4}[side], 5 if above else -5
+                axis.annotate(
+                    text,
+                    (points[quantity], up),
+                    offset,
+                    textcoords="offset points",
+                    ha=side,
+                    va="bottom" if above else "top",
+                    fontsize=6,
+                )
+        axis.set_yticks(range(len(vectors)), [TITLES.get(str(name), str(name)) for name in reversed(vectors)])
+        axis.set_ylim(-0.65, len(vectors) - 0.5)
+        axis.margins(x=0.14)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.set_xlabel(measure)
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        tasks = plural(len({*table["task_a"], *table["task_b"]}), "task")
+        note = f"Means of {tasks}. Short ticks: pairs of tasks, long ticks: a task with itself, under another seed."
+        frame(figure, 0.35 + 0.65 * len(vectors), note=note)
     return figure
 
 
@@ -173,35 +240,13 @@ def transplant_gains(table: pd.DataFrame, *, venue: str | None = None, metric: s
     return figure
 
 
-def heat(
-    axis: Axes,
-    matrix: np.ndarray,
-    colours: Colormap,
-    norm: Normalize,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    text: str = ".2f",
-    size: float = 5.0,
-) -> None:
-    """A matrix as coloured cells with their values written in; missing ones are blank."""
-    axis.set_facecolor(MISSING)
-    axis.imshow(
-        np.ma.masked_invalid(matrix), cmap=colours, norm=norm, aspect="equal", interpolation="nearest"
-    )
-    for (row, column), value in np.ndenumerate(matrix):
-        if np.isfinite(value):
-            red, green, blue, _ = colours(norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            written = format(round(value, 2) + 0.0, text).replace("0.", ".").replace("-", "−")
-            axis.text(
-                column, row, written, ha="center", va="center", fontsize=size, color="white" if dark else INK
-            )
-    axis.set_xticks(range(len(columns)), list(columns), rotation=45, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+def _one_row_per_pair(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The table as it is drawn; `ArgumentError` unless it has one row per pair of tasks and vector."""
+    table = require(table, "task_a", "task_b", "vector", value)
+    if (twice := table.duplicated(["task_a", "task_b", "vector"])).any():
+        first = table.loc[twice, ["task_a", "task_b", "vector"]].iloc[0].to_dict()
+        raise ArgumentError(f"table has more than one row for {first}; keep one layer, measure and `removed`")
+    return table
 
 
 def _place(vector: object) -> tuple[int, str]:
@@ -216,11 +261,3 @@ def _square(part: pd.DataFrame, names: list[str], value: str) -> np.ndarray:
     for a, b, entry in part[["task_a", "task_b", value]].itertuples(index=False, name=None):
         matrix[place[a], place[b]] = matrix[place[b], place[a]] = entry
     return matrix
-
-
-def _colours(matrix: np.ndarray) -> tuple[Colormap, Normalize]:
-    """From 0 up where nothing is far below it, else both ways from 0."""
-    low, high = np.nanmin(matrix), np.nanmax(matrix)
-    if low < -0.25 * abs(high):
-        return centred(matrix[np.isfinite(matrix)], 0.0)
-    return mpl.colormaps[SEQUENTIAL], Normalize(0, max(high, 1e-9))

@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting import WIDTHS
-from hadamard_toolkit.plotting.similarity import similarity_by_layer, similarity_matrices, transplant_gains
+from hadamard_toolkit.plotting.similarity import (
+    number_line,
+    similarity_by_layer,
+    similarity_matrices,
+    transplant_gains,
+)
 
 TASKS = ("tweets", "films", "order")
 VALUES = {
@@ -29,11 +34,11 @@ VALUES = {
 def pairs() -> pd.DataFrame:
     """Tweets and order are not paired; b comes before W and is alike by 0.1 more."""
     rows = [
-        (a, b, vector, value + 0.1 * (vector == "bias"), 0.05 + 0.02 * (vector == "weight"))
+        (a, b, vector, value + 0.1 * (vector == "bias"), 0.01, 0.05 + 0.02 * (vector == "weight"))
         for vector in ("bias", "weight")
         for (a, b), value in VALUES.items()
     ]
-    return pd.DataFrame(rows, columns=["task_a", "task_b", "vector", "value", "floor_high"])
+    return pd.DataFrame(rows, columns=["task_a", "task_b", "vector", "value", "floor", "floor_high"])
 
 
 def layers() -> pd.DataFrame:
@@ -66,9 +71,9 @@ def note(figure: Figure) -> str:
 def test_cells_hold_the_similarity_of_their_tasks() -> None:
     order = ["order", "films", "tweets"]
     figure = similarity_matrices(pairs(), order=order)
-    weight, _ = figure.axes
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["W − 1", "b"]
-    images: list[Any] = [axis.images[0] for axis in figure.axes]
+    weight, bias, _ = figure.axes
+    assert [axis.get_title(loc="left") for axis in (weight, bias)] == ["W − 1", "b"]
+    images: list[Any] = [axis.images[0] for axis in (weight, bias)]
     shown = np.ma.asarray(images[0].get_array())
     expected = [[0.1, -0.02, np.nan], [-0.02, 0.4, 0.3], [np.nan, 0.3, 0.5]]
     np.testing.assert_allclose(np.ma.filled(shown, np.nan), expected)
@@ -92,6 +97,70 @@ def test_cells_hold_the_similarity_of_their_tasks() -> None:
         similarity_matrices(pairs(), order=["order"])
     with pytest.raises(ArgumentError, match=r"more than one row for .*'tweets'"):
         similarity_matrices(pd.concat([pairs(), pairs().head(1)]))
+
+
+def test_both_matrices_have_one_colour_scale_and_one_bar() -> None:
+    weight, bias, bar = similarity_matrices(pairs()).axes
+    scales = [(axis.images[0].norm.vmin, axis.images[0].norm.vmax) for axis in (weight, bias)]
+    assert scales == [(0, pytest.approx(0.6)), (0, pytest.approx(0.6))], "0 to the largest value of both"
+    assert bar.get_ylim() == (0, pytest.approx(0.6))
+    assert bar.get_ylabel() == "Cosine"
+    signed = pairs().assign(value=lambda table: table["value"] - 0.3)
+    *_, bar = similarity_matrices(signed, measure="CKA").axes
+    assert bar.get_ylim() == (pytest.approx(-0.32), pytest.approx(0.32)), "both ways from 0"
+    assert bar.get_ylabel() == "CKA"
+
+
+def test_the_number_line_runs_from_the_floor_over_other_tasks_to_the_task_itself() -> None:
+    """W: floor 0.01, between (0.3 − 0.02)/2 = 0.14, within (0.5 + 0.4 + 0.1)/3 = 0.33; b lies 0.1 higher."""
+    figure = number_line(pairs())
+    [axis] = figure.axes
+    heights = dict(
+        zip([label.get_text() for label in axis.get_yticklabels()], axis.get_yticks(), strict=True)
+    )
+    assert heights["W − 1"] > heights["b"]
+    texts = [(text.get_text(), *text.xy) for text in axis.texts]  # type: ignore[attr-defined]
+    expected = [
+        ("floor\n0.01", pytest.approx(0.01), heights["b"]),
+        ("between tasks\n0.24", pytest.approx(0.24), heights["b"]),
+        ("within a task (ceiling)\n0.43", pytest.approx(1.3 / 3), heights["b"]),
+        ("floor\n0.01", pytest.approx(0.01), heights["W − 1"]),
+        ("between tasks\n0.14", pytest.approx(0.14), heights["W − 1"]),
+        ("within a task (ceiling)\n0.33", pytest.approx(1 / 3), heights["W − 1"]),
+    ]
+    assert sorted(texts) == sorted(expected, key=lambda row: row[0])
+    ticks = {
+        line.get_markersize(): sorted(line.get_xdata())
+        for line in axis.lines[-5:]
+        if line.get_marker() == "|"
+    }
+    assert ticks == {3.0: [-0.02, 0.3], 6.0: [0.1, 0.4, 0.5]}
+    marks = [line.get_xdata()[0] for line in axis.lines if line.get_marker() in "os^"]
+    assert sorted(marks) == pytest.approx([0.01, 0.01, 0.14, 0.24, 1 / 3, 1.3 / 3])
+    assert "3 tasks" in note(figure)
+
+
+def test_words_on_the_number_line_do_not_cover_each_other() -> None:
+    for shift in (0.0, 0.2, 0.34):  # the last ones: between tasks next to the ceiling, and above it
+        table = pairs()
+        table["value"] += shift * (table["task_a"] != table["task_b"])
+        for venue in WIDTHS:
+            figure = number_line(table, venue=venue)
+            figure.draw_without_rendering()
+            boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+            assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2)), (
+                venue,
+                shift,
+            )
+
+
+def test_a_number_line_needs_both_kinds_of_pairs() -> None:
+    with pytest.raises(ArgumentError, match=r"no pair of different tasks for vector \['bias', 'weight'\]"):
+        number_line(pairs().query("task_a == task_b"))
+    with pytest.raises(ArgumentError, match=r"no pair of a task with itself for vector \['bias'\]"):
+        number_line(pairs().query("task_a != task_b or vector == 'weight'"))
+    with pytest.raises(ArgumentError, match=r"more than one row for .*'tweets'"):
+        number_line(pd.concat([pairs(), pairs().head(1)]))
 
 
 def test_layers_run_between_ceiling_and_floor() -> None:
@@ -128,7 +197,12 @@ def test_gains_are_over_the_bare_backbone_with_the_same_head() -> None:
 
 @pytest.mark.parametrize(
     ("draw", "table"),
-    [(similarity_matrices, pairs()), (similarity_by_layer, layers()), (transplant_gains, transplants())],
+    [
+        (similarity_matrices, pairs().drop(columns="floor")),
+        (number_line, pairs().drop(columns="floor_high")),
+        (similarity_by_layer, layers()),
+        (transplant_gains, transplants()),
+    ],
 )
 def test_every_figure(draw: Callable[..., Figure], table: pd.DataFrame) -> None:
     before = table.copy()
