@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hadamard_toolkit.adapters.base import (
-    ROLES,
-    Adapter,
-    Insertion,
-    adapter_to_dict,
-)
+from hadamard_toolkit.adapters.base import ROLES, Adapter, Insertion, adapter_to_dict
 from hadamard_toolkit.adapters.declaring import declare
 from hadamard_toolkit.adapters.files import FORMAT, stack_vectors, write_attachment
 from hadamard_toolkit.adapters.fingerprint import fingerprint

@@ -7,18 +7,16 @@ of the backbone train with them (`Tuning`); `attach` does the wiring, and undoes
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from torch import Tensor, nn
 
+from hadamard_toolkit.adapters.fields import Layers, check_fields, check_known
 from hadamard_toolkit.adapters.passing import Passing
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice, check_range
-from hadamard_toolkit.sites import Site, Sites, as_index
+from hadamard_toolkit.errors import UnsupportedError, check_choice
+from hadamard_toolkit.sites import Site, Sites
 
 ROLES = ("adapter", "norm", "gate", "head")
 NORMS = {
@@ -27,29 +25,33 @@ NORMS = {
     "both": ("attention_norm", "ffn_norm"),
     None: (),
 }
-Layers = str | tuple[int, ...]
 
 
 class SiteModule(nn.Module):
     """The part of an adapter that sits at one site; its parameters are the adapter's own."""
 
-    gates: ClassVar[tuple[str, ...]] = ()  # names of parameters with the role "gate"
-    projections: ClassVar[tuple[str, ...]] = ()  # names of the weight matrices that may be pruned
-    frozen: tuple[str, ...] = ()  # names of parameters that are stored but never train
-    choosing: ClassVar[tuple[str, ...]] = ()  # names of parameters that enter through a softmax alone …
-    choices: int = 0  # … over so many
-    added: int = 0  # positions that this part adds to the model's input
+    # Names of parameters with the role "gate".
+    gates: ClassVar[tuple[str, ...]] = ()
+    # Names of the weight matrices that may be pruned.
+    projections: ClassVar[tuple[str, ...]] = ()
+    # Names of parameters that enter the output through a softmax alone, over `choices` entries.
+    choosing: ClassVar[tuple[str, ...]] = ()
+    choices: int = 0
+    # Names of parameters that are stored but never train.
+    frozen: tuple[str, ...] = ()
+    # How many positions this part adds to the model's input.
+    added: int = 0
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
-        """`hidden` [..., width of the site], replaced. `inputs` is what the site's module read."""
+        """What replaces `hidden` [..., width of the site]; `inputs` is what the site's module reads."""
         raise NotImplementedError
 
     def stored(self) -> dict[str, Tensor]:
-        """What a file keeps of this part, by name: its parameters, or a smaller form of the same function."""
+        """The tensors that a file keeps of this part, by name: its parameters, or a smaller form of them."""
         return dict(self.named_parameters())
 
     def take_form(self, names: set[str]) -> None:
-        """Take the form whose parameters are `names`, in place, where this part has several. Called before loading."""
+        """Change to the form whose parameters are `names`, if this part has several; called before loading."""
 
     @property
     def shifts(self) -> bool:
@@ -57,7 +59,7 @@ class SiteModule(nn.Module):
         return False
 
     def fold(self, site: Site) -> None:
-        """Fold this part into the weights of the site's module, exactly. Parts that can be merged override it."""
+        """Fold this part exactly into the weights of the site's module. Parts that can be merged override it."""
         self.check_fold(site)
 
     def check_fold(self, site: Site) -> None:
@@ -72,7 +74,7 @@ class SiteModule(nn.Module):
 class Insertion:
     """Put `module` at `site`. With a `source`, its `inputs` are what passed that site in the same forward pass.
 
-    A subclass with another way into the model overrides `connect`. The hooks are methods of this object, not
+    A subclass that enters the model in another way overrides `connect`. The hooks are methods of this object and not
     closures, so that a deep copy of the model stays whole.
     """
 
@@ -82,14 +84,14 @@ class Insertion:
     _passing: Passing = field(default_factory=Passing, repr=False)
 
     def connect(self) -> list[Any]:
-        """Wire it in; every handle's `remove()` takes its wire out again."""
+        """Wire the module into the model; the `remove()` of every handle undoes its part of that."""
         handles = []
         if self.source is not None:
-            look = self.source.module
+            source = self.source.module
             if self.source.side == "input":
-                handles.append(look.register_forward_pre_hook(self._note_input))
+                handles.append(source.register_forward_pre_hook(self._note_input))
             else:
-                handles.append(look.register_forward_hook(self._note_output))
+                handles.append(source.register_forward_hook(self._note_output))
         host = self.site.module
         if self.site.side == "output":
             return [*handles, host.register_forward_hook(self._on_output)]
@@ -106,11 +108,10 @@ class Insertion:
 
     def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs = self._passing.pop("inputs", args[0])
-        if self.site.projection_slice is None:
+        projection_slice = self.site.projection_slice
+        if projection_slice is None:
             return self.module(output, inputs)
-        return self.site.projection_slice.write(
-            output, self.module(self.site.projection_slice.read(output), inputs)
-        )
+        return projection_slice.write(output, self.module(projection_slice.read(output), inputs))
 
 
 @dataclass(frozen=True)
@@ -128,53 +129,23 @@ Declared = Insertion | Tuning
 
 @dataclass(frozen=True)
 class Adapter:
-    """Base of all adapters: a frozen, hashable, JSON-able description of a method."""
+    """Base of all adapters: a frozen, hashable, JSON-able description of a method.
 
-    def __new__(cls, *args: Any, **fields: Any) -> Self:
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        for given in fields:
-            if given not in known:
-                raise ArgumentError(_unknown_field(cls.__name__, given, fields[given], known))
+    Its fields are declared with the functions of `adapters.fields`, which say what is allowed in them.
+    """
+
+    def __new__(cls, *args: Any, **values: Any) -> Self:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name, value in values.items():
+            check_known(cls.__name__, name, value, known)
         return super().__new__(cls)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def declare(self, sites: Sites) -> Iterator[Declared]:
-        """The parts of this adapter on the model of `sites`, in wiring order."""
+        """Yield the parts of this adapter on the model of `sites`, in the order in which they are wired."""
         raise NotImplementedError
-
-
-# What peft and AdapterHub call these fields: the name there -> the name here, and how the values differ.
-_ALIASES: dict[str, tuple[str, str]] = {
-    "r": ("rank", ""),
-    "lora_r": ("rank", ""),
-    "lora_alpha": ("alpha", ""),
-    "lora_dropout": ("dropout", ""),
-    "target_modules": ("targets", "sites such as 'query' and 'value'"),
-    "feedforward_modules": ("targets", "sites such as 'ffn_hidden'"),
-    "num_virtual_tokens": ("length", ""),
-    "prefix_length": ("length", ""),
-    "prompt_length": ("length", ""),
-    "encoder_hidden_size": ("bottleneck", ""),
-    "prefix_projection": ("bottleneck", "a width, or None"),
-    "bottleneck_size": ("bottleneck", ""),
-    "reduction_factor": ("bottleneck", "the hidden size divided by the factor"),
-    "non_linearity": ("activation", ""),
-    "adapter_dropout": ("dropout", ""),
-    "scaling": ("scale", ""),
-    "layers_to_transform": ("layers", ""),
-    "leave_out": ("layers", "those to keep"),
-    "init_lora_weights": ("init", ""),
-    "init_weights": ("init", ""),
-    "use_gating": ("gated", "'original', 'masked' or None"),
-}
-
-
-def _unknown_field(adapter: str, name: str, value: Any, known: list[str]) -> str:
-    alias, difference = _ALIASES.get(name, ("", ""))
-    if alias not in known:
-        alias, difference = next(iter(difflib.get_close_matches(name, known, 1)), ""), ""
-    hint = f"did you mean {alias}{f' ({difference})' if difference else ''}? " if alias else ""
-    fields = f"its fields are {', '.join(known)}" if known else "it has no fields"
-    return f"{adapter}({name}={value!r}) is not allowed; {hint}{fields}"
 
 
 REGISTRY: dict[str, type[Adapter]] = {}
@@ -192,8 +163,6 @@ def adapter_to_dict(adapter: Adapter) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Adapter):
             return adapter_to_dict(value)
-        if isinstance(value, np.generic):
-            return value.item()
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     fields = {field.name: plain(getattr(adapter, field.name)) for field in dataclasses.fields(adapter)}
@@ -201,58 +170,17 @@ def adapter_to_dict(adapter: Adapter) -> dict[str, Any]:
 
 
 def adapter_from_dict(record: dict[str, Any]) -> Adapter:
-    """The inverse of `adapter_to_dict`."""
+    """The inverse of `adapter_to_dict`; `ArgumentError` for an unknown adapter or field."""
 
     def rich(value: Any) -> Any:
         if isinstance(value, dict):
             return adapter_from_dict(value)
         return tuple(rich(item) for item in value) if isinstance(value, list) else value
 
-    values = dict(record)
+    values = {field: rich(value) for field, value in record.items()}
     name = values.pop("adapter", None)
     check_choice("adapter", name, REGISTRY)
-    adapter = REGISTRY[name]
-    known = [field.name for field in dataclasses.fields(adapter)]
-    for given in values:
-        check_choice(f"field of {name}", given, known)
-    return adapter(**{given: rich(value) for given, value in values.items()})
-
-
-def check_layers(layers: Any) -> Layers:
-    """Normalise a `layers` field to `"all"` or a sorted tuple of indices."""
-    if isinstance(layers, str) and layers == "all":
-        return "all"
-    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-        raise ArgumentError(
-            f"layers={layers!r} is not allowed; give 'all' or the indices of layers, e.g. (0, 3, 7)"
-        )
-    chosen = tuple(layers)
-    indices = set[int]()
-    for layer in chosen:
-        index = as_index(layer)
-        if index is None:
-            raise ArgumentError(f"layers={chosen!r} is not allowed: {layer!r} is not the index of a layer")
-        indices.add(index)
-    return tuple(sorted(indices))
-
-
-def check_targets(targets: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Normalise a `targets` field to a tuple in the order of `allowed`."""
-    if isinstance(targets, str) or not hasattr(targets, "__iter__") or not tuple(targets):
-        raise ArgumentError(
-            f"targets={targets!r} is not allowed; give a tuple of sites, e.g. ({allowed[0]!r},)"
-        )
-    chosen = tuple(targets)
-    for target in chosen:
-        check_choice("targets", target, allowed)
-    return tuple(target for target in allowed if target in chosen)
-
-
-def check_count(argument: str, value: Any) -> None:
-    """Raise `ArgumentError` unless `value` is a whole number of at least 1."""
-    if as_index(value) is None:
-        raise ArgumentError(f"{argument}={value!r} is not allowed; it must be a whole number")
-    check_range(argument, value, least=1)
+    return REGISTRY[name](**values)
 
 
 def norm_tunings(sites: Sites, layers: Layers, norm: str | None) -> Iterator[Tuning]:

@@ -10,18 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from hadamard_toolkit.adapters.base import (
-    Adapter,
-    Declared,
-    Insertion,
-    Layers,
-    SiteModule,
-    check_count,
-    check_layers,
-    register,
-)
+from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, register
+from hadamard_toolkit.adapters.fields import Layers, all_layers, number, one_of, whole
 from hadamard_toolkit.adapters.gates import GATED, Gate
-from hadamard_toolkit.errors import check_choice, check_range
 from hadamard_toolkit.sites import Site, Sites
 
 INITS = ("zero", "normal")
@@ -29,9 +20,9 @@ ACTIVATIONS = ("relu", "gelu", "tanh", "silu", "linear")
 
 
 class Bottleneck(SiteModule):
-    """h + g·s·up(dropout(act(down(x)))): x is `hidden` itself (h = x, an inner residual), or `inputs` if `parallel`.
+    """h + g·s·up(dropout(act(down(x)))), where h is `hidden`, and x is h too or, if `parallel`, `inputs`.
 
-    down [bottleneck, width] and up [width, bottleneck] have biases. The gate g, if any, reads x.
+    down [bottleneck, width] and up [width, bottleneck] have biases. The gate g, if there is one, reads x.
     """
 
     projections = ("down.weight", "up.weight")
@@ -73,33 +64,24 @@ class Bottleneck(SiteModule):
 
 @dataclass(frozen=True, eq=False)
 class ThroughNorm(Insertion):
-    """Put the module before a norm, reading what that norm makes of the same input."""
+    """Put the module before a norm; it reads what that norm makes of the same input."""
 
     def _on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # `forward`, not a call: the norm's own hooks are these
+        # A call instead of `forward` would run this hook of the norm again.
         return (self.module(args[0], module.forward(args[0])), *args[1:])
 
 
 @dataclass(frozen=True)
 class _BottleneckAdapter(Adapter):
-    """Fields that all bottleneck adapters share; see `Houlsby`."""
+    """The fields that all bottleneck adapters share; see `Houlsby`."""
 
-    bottleneck: int = 64
-    activation: str = "relu"
-    dropout: float = 0.0
-    init: str = "zero"
-    scale: float = 1.0
-    gated: str | None = None
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        check_count("bottleneck", self.bottleneck)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_range("dropout", self.dropout, least=0, below=1)
-        check_choice("init", self.init, INITS)
-        check_range("scale", self.scale, above=0)
-        check_choice("gated", self.gated, GATED)
-        object.__setattr__(self, "layers", check_layers(self.layers))
+    bottleneck: int = whole(64)
+    activation: str = one_of("relu", ACTIVATIONS)
+    dropout: float = number(0.0, least=0, below=1)
+    init: str = one_of("zero", INITS)
+    scale: float = number(1.0, above=0)
+    gated: str | None = one_of(None, GATED)
+    layers: Layers = all_layers()
 
     def _module(self, site: Site, *, parallel: bool) -> Bottleneck:
         return Bottleneck(
@@ -126,13 +108,13 @@ class Houlsby(_BottleneckAdapter):
     dropout: on the inner activations.
     init: `"zero"` (down Kaiming-uniform, up = 0: the identity at the start) or `"normal"` (both weights N(0, 0.02²),
         near the identity, as pruning before training needs: with up = 0 every score vanishes). Biases start at 0.
-    scale: the change is multiplied by it.
-    gated: None, or a gate per adapter (Mao et al. 2022), reading what the adapter reads: `"original"` (its mean
-        takes in padding) or `"masked"`.
+    scale: a factor of the change.
+    gated: None, or a gate per adapter (Mao et al. 2022) that reads what the adapter reads: `"original"` (its mean
+        includes padding) or `"masked"`.
     layers: `"all"` or indices.
 
-    On BERT-base with 64: 2,379,264 parameters. The paper trains the norms beside it:
-    `Stack(Houlsby(), LayerNormTuning(norm="both"))`. Not linear, so it does not merge.
+    On BERT-base with 64: 2,379,264 parameters. The paper also trains the norms:
+    `Stack(Houlsby(), LayerNormTuning(norm="both"))`. It is not linear, so it does not merge.
     """
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
@@ -147,14 +129,15 @@ class Houlsby(_BottleneckAdapter):
 class Pfeiffer(_BottleneckAdapter):
     """One adapter per layer, behind the feed-forward block and its norm (Pfeiffer et al. 2021).
 
-    r = FFN(x) + x;  out = LN(r + up(act(down(LN(r))))): it reads the output norm, has the residual from before that
-    norm, and the same norm is applied again. Before a norm that comes first in its block (modernbert, t5, gpt2, llama)
-    there is no such place; there it is h' = h + up(act(down(h))) at the feed-forward output, before the residual.
+    r = FFN(x) + x;  out = LN(r + up(act(down(LN(r))))): the adapter reads the normalised sum, its residual is the sum
+    before that norm, and the same norm is applied to the result. Where norms come before their blocks (modernbert, t5,
+    gpt2, llama) there is no such place; there it is h' = h + up(act(down(h))) at the feed-forward output, before the
+    residual.
 
     Parameters as in `Houlsby`. On BERT-base with 48: 894,528 parameters. It does not merge.
     """
 
-    bottleneck: int = 48
+    bottleneck: int = whole(48)
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         for layer in sites.layers(self.layers):

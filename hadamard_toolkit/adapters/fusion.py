@@ -16,13 +16,12 @@ from hadamard_toolkit.adapters.base import (
     Adapter,
     Declared,
     Insertion,
-    Layers,
     SiteModule,
     adapter_from_dict,
-    check_layers,
     register,
 )
-from hadamard_toolkit.adapters.bottleneck import Bottleneck, Pfeiffer
+from hadamard_toolkit.adapters.bottleneck import ACTIVATIONS, Bottleneck, Pfeiffer
+from hadamard_toolkit.adapters.fields import Layers, all_layers, checked, number, one_of, whole
 from hadamard_toolkit.adapters.files import read_config, read_state
 from hadamard_toolkit.adapters.fingerprint import check_fingerprint
 from hadamard_toolkit.errors import ArgumentError, DataError
@@ -60,6 +59,22 @@ class Fusion(SiteModule):
         return (hidden + ((shares * added).sum(-2) @ self.value.T)).to(hidden.dtype)
 
 
+# The fields that a fusion and its adapters share.
+_SHARED = ("bottleneck", "activation", "dropout", "scale", "layers")
+
+
+def _check_tasks(name: str, value: Any) -> tuple[str, ...]:
+    """Names that may stand in parameter names: different, without a dot, and no attribute of `nn.ModuleDict`."""
+    tasks = tuple(value) if hasattr(value, "__iter__") and not isinstance(value, str) else ()
+    usable = [
+        isinstance(task, str) and task and "." not in task and not hasattr(nn.ModuleDict, task)
+        for task in tasks
+    ]
+    if not tasks or len(set(tasks)) < len(tasks) or not all(usable):
+        raise ArgumentError(f"{name}={value!r} is not allowed; give different names such as ('sst2', 'rte')")
+    return tasks
+
+
 @register
 @dataclass(frozen=True)
 class AdapterFusion(Adapter):
@@ -82,22 +97,12 @@ class AdapterFusion(Adapter):
     task with a bottleneck of 48. It does not merge.
     """
 
-    tasks: tuple[str, ...]
-    bottleneck: int = 48
-    activation: str = "relu"
-    dropout: float = 0.0
-    scale: float = 1.0
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        tasks = () if isinstance(self.tasks, str) else tuple(self.tasks)
-        if not tasks or len(set(tasks)) < len(tasks) or not all(map(_is_name, tasks)):
-            raise ArgumentError(
-                f"tasks={self.tasks!r} is not allowed; give different names such as ('sst2', 'rte')"
-            )
-        object.__setattr__(self, "tasks", tasks)
-        object.__setattr__(self, "layers", check_layers(self.layers))
-        _ = self.single  # checks the other fields
+    tasks: tuple[str, ...] = checked(_check_tasks)
+    bottleneck: int = whole(48)
+    activation: str = one_of("relu", ACTIVATIONS)
+    dropout: float = number(0.0, least=0, below=1)
+    scale: float = number(1.0, above=0)
+    layers: Layers = all_layers()
 
     @property
     def single(self) -> Pfeiffer:
@@ -115,13 +120,6 @@ class AdapterFusion(Adapter):
         """One for each task: it adds nothing yet, and it reads its `inputs`."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("activation", "scale", "dropout")}
         return {task: Bottleneck(width, self.bottleneck, parallel=True, **fields) for task in self.tasks}
-
-
-_SHARED = ("bottleneck", "activation", "dropout", "scale", "layers")  # fields of a fusion and of its adapters
-
-
-def _is_name(task: object) -> bool:
-    return isinstance(task, str) and bool(task) and "." not in task and not hasattr(nn.ModuleDict, task)
 
 
 def fuse(

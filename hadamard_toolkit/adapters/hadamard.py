@@ -13,13 +13,12 @@ from hadamard_toolkit.adapters.base import (
     Adapter,
     Declared,
     Insertion,
-    Layers,
     SiteModule,
-    check_layers,
     norm_tunings,
     register,
 )
-from hadamard_toolkit.errors import ArgumentError, check_choice
+from hadamard_toolkit.adapters.fields import Layers, all_layers, one_of, some_of
+from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.sites import Site, Sites, linear_weight
 
 PLACEMENTS = ("attention_output", "attention_heads")
@@ -28,7 +27,7 @@ IDENTITY = {"weight": 1.0, "bias": 0.0}  # the entries of W and b before trainin
 
 
 class HadamardVectors(SiteModule):
-    """A' = W ⊙ A + b over the last axis, W and b of shape [width]; a vector left out is its identity."""
+    """A' = W ⊙ A + b over the last axis, W and b of shape [width]; a missing vector is the identity."""
 
     def __init__(self, width: int, vectors: tuple[str, ...]) -> None:
         super().__init__()
@@ -37,7 +36,7 @@ class HadamardVectors(SiteModule):
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         if self.weight is None:
-            return (hidden + self.bias).to(hidden.dtype)  # type: ignore[operator]  # one of them is there
+            return (hidden + self.bias).to(hidden.dtype)  # type: ignore[operator]
         if self.bias is None:
             return (hidden * self.weight).to(hidden.dtype)
         return torch.addcmul(self.bias, hidden, self.weight).to(hidden.dtype)
@@ -47,7 +46,7 @@ class HadamardVectors(SiteModule):
         return self.bias is not None
 
     def fold(self, site: Site) -> None:
-        """After W_O: rows scaled, b_O' = W ⊙ b_O + b. Before it: columns scaled, b_O' = b_O + W_O b. In float64."""
+        """After W_O, rows are scaled and b_O' = W ⊙ b_O + b; before it, columns, and b_O' = b_O + W_O b. In float64."""
         weight, rows = linear_weight(site.module), site.rows
         if site.module.bias is None and self.bias is not None:
             site.module.bias = nn.Parameter(torch.zeros_like(weight[:, 0]), requires_grad=False)
@@ -79,28 +78,21 @@ class Hadamard(Adapter):
     layers: `"all"` or the indices of the layers that carry an adapter (and whose norm trains).
     placement: `"attention_output"` (after W_O, before dropout, residual and norm; the default) or
         `"attention_heads"` (before W_O, where W is the value scaling of (IA)³ and b the value bias of BitFit).
-    norm: which norm trains beside it: `"attention"` (the one that follows), `"output"`, `"both"` or None.
+    norm: which norm trains too: `"attention"` (the one that follows), `"output"`, `"both"` or None.
     vectors: any subset of `("weight", "bias")`.
 
-    On BERT-base: 18,432 parameters alone, 36,864 with the attention norm (0.0337 % of 109,482,240), 24,576 of
-    them on 8 of 12 layers. Merges exactly into W_O. On ALBERT every depth step has vectors of its own, while
-    the norm stays the one that all steps share. Where the norm is an RMSNorm, it has a gain and no bias.
+    On BERT-base: 18,432 parameters alone, 36,864 with the attention norm (0.0337 % of 109,482,240), 24,576 with it on
+    8 of 12 layers. It merges exactly into W_O. On ALBERT every depth step has its own vectors, while all steps share
+    one norm. An RMSNorm has a gain and no bias.
     """
 
-    layers: Layers = "all"
-    placement: str = "attention_output"
-    norm: str | None = "attention"
-    vectors: tuple[str, ...] = VECTORS
+    layers: Layers = all_layers()
+    placement: str = one_of("attention_output", PLACEMENTS)
+    norm: str | None = one_of("attention", NORMS)
+    vectors: tuple[str, ...] = some_of(VECTORS, VECTORS, least=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", check_layers(self.layers))
-        check_choice("placement", self.placement, PLACEMENTS)
-        check_choice("norm", self.norm, NORMS)
-        if isinstance(self.vectors, str):
-            raise ArgumentError(f"vectors={self.vectors!r} is not allowed; give a tuple, e.g. ('weight',)")
-        for vector in self.vectors:
-            check_choice("vectors", vector, VECTORS)
-        object.__setattr__(self, "vectors", tuple(v for v in VECTORS if v in self.vectors))
+        super().__post_init__()
         if not self.vectors and self.norm is None:
             raise ArgumentError(
                 "vectors=() with norm=None leaves nothing to train; use HeadOnly() for that row"

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hadamard_toolkit.adapters.base import (
-    Adapter,
-    Declared,
-    Insertion,
-    Layers,
-    check_layers,
-    check_targets,
-    register,
-)
+from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, register
+from hadamard_toolkit.adapters.fields import Layers, all_layers, some_of
 from hadamard_toolkit.adapters.hadamard import HadamardVectors
 from hadamard_toolkit.sites import Sites
 
@@ -27,20 +20,16 @@ class IA3(Adapter):
 
     Parameters
     ----------
-    targets: what is scaled, by its site: `"key"`, `"value"` and `"ffn_hidden"` in the paper; `"query"` and
-        `"attention_heads"` (the input of W_O) can be had too.
+    targets: the sites that are scaled: `"key"`, `"value"` and `"ffn_hidden"` in the paper, and any of `"query"` and
+        `"attention_heads"` (the input of W_O).
     layers: `"all"` or indices.
 
-    On BERT-base 12 × (768 + 768 + 3,072) = 55,296 parameters. Merges exactly: rows and biases of the key and value
-    projections, columns of W₂. (deberta adds its value bias behind the projection: there it stays unscaled.)
+    On BERT-base 12 × (768 + 768 + 3,072) = 55,296 parameters. It merges exactly, into rows and biases of the key and
+    value projections and columns of W₂. (deberta adds its value bias after the projection: it stays unscaled.)
     """
 
-    targets: tuple[str, ...] = ("key", "value", "ffn_hidden")
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", check_targets(self.targets, TARGETS))
-        object.__setattr__(self, "layers", check_layers(self.layers))
+    targets: tuple[str, ...] = some_of(("key", "value", "ffn_hidden"), TARGETS)
+    layers: Layers = all_layers()
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         for layer in sites.layers(self.layers):

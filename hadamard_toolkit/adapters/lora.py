@@ -10,19 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hadamard_toolkit.adapters.base import (
-    Adapter,
-    Declared,
-    Insertion,
-    Layers,
-    SiteModule,
-    check_count,
-    check_layers,
-    check_targets,
-    register,
-)
+from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, register
+from hadamard_toolkit.adapters.fields import Layers, all_layers, number, one_of, some_of, whole
 from hadamard_toolkit.adapters.gates import GATED, Gate, check_gate
-from hadamard_toolkit.errors import UnsupportedError, check_choice, check_range
+from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.sites import Site, Sites, features, linear_weight
 
 TARGETS = ("query", "key", "value", "attention_output", "ffn_inner", "ffn_output")
@@ -30,9 +21,9 @@ INITS = ("zero", "normal")
 
 
 class LowRank(SiteModule):
-    """h + s·B A x with A [rank, in] and B [out, rank]; x is what the site's projection reads, h what it gives.
+    """h + s·B A x with A [rank, in] and B [out, rank]; x is the input of the site's projection, h its output.
 
-    s is `scaling`, or the gate's value (then `scaling` has no part in it).
+    s is `scaling`, or the value of the gate where there is one.
     """
 
     projections = ("A", "B")
@@ -88,36 +79,27 @@ class LoRA(Adapter):
     ----------
     rank: of the change; A is [rank, in], B is [out, rank].
     alpha: the change is scaled by alpha / rank.
-    targets: the projections that carry one, by the site behind them: any of `"query"`, `"key"`, `"value"`,
-        `"attention_output"` (W_O), `"ffn_inner"` and `"ffn_output"` (the feed-forward block's first and second
-        projection; in gated blocks the first of the two that read the input, or both where they are fused).
+    targets: the sites behind the projections that change: any of `"query"`, `"key"`, `"value"`, `"attention_output"`
+        (W_O), `"ffn_inner"` and `"ffn_output"` (the first and second projection of the feed-forward block; in gated
+        blocks the first of the two that read the input, or both where they are fused).
     dropout: on the input of A.
     init: `"zero"` (A Kaiming-uniform, B = 0: the identity at the start) or `"normal"` (both N(0, 0.02²), as pruning
         before training needs: with B = 0 every score of A and of B vanishes).
-    gated: None, or UniPELT's gate in place of alpha / rank (Mao et al. 2022), one for each target, reading what the
-        projection reads: `"original"` (its mean takes in padding) or `"masked"`.
+    gated: None, or UniPELT's gate in place of alpha / rank (Mao et al. 2022), one for each target, which reads what the
+        projection reads: `"original"` (its mean includes padding) or `"masked"`.
     layers: `"all"` or indices.
 
-    On BERT-base, rank 8 on query and value: 294,912 parameters. Merges exactly unless it is gated. In fused
-    projections (gpt2, modernbert, deberta) each target has factors of its own and changes its rows only.
+    On BERT-base, rank 8 on query and value: 294,912 parameters. It merges exactly unless it is gated. In fused
+    projections (gpt2, modernbert, deberta) each target has its own factors, which change its rows alone.
     """
 
-    rank: int = 8
-    alpha: float = 8.0
-    targets: tuple[str, ...] = ("query", "value")
-    dropout: float = 0.0
-    init: str = "zero"
-    gated: str | None = None
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        check_count("rank", self.rank)
-        check_range("alpha", self.alpha, above=0)
-        object.__setattr__(self, "targets", check_targets(self.targets, TARGETS))
-        check_range("dropout", self.dropout, least=0, below=1)
-        check_choice("init", self.init, INITS)
-        check_choice("gated", self.gated, GATED)
-        object.__setattr__(self, "layers", check_layers(self.layers))
+    rank: int = whole(8)
+    alpha: float = number(8.0, above=0)
+    targets: tuple[str, ...] = some_of(("query", "value"), TARGETS)
+    dropout: float = number(0.0, least=0, below=1)
+    init: str = one_of("zero", INITS)
+    gated: str | None = one_of(None, GATED)
+    layers: Layers = all_layers()
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         for target in self.targets if self.gated else ():

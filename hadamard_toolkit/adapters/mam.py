@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hadamard_toolkit.adapters.base import Adapter, Declared, Layers, check_layers, register
-from hadamard_toolkit.adapters.bottleneck import ParallelAdapter
+from hadamard_toolkit.adapters.base import Adapter, Declared, register
+from hadamard_toolkit.adapters.bottleneck import INITS, ParallelAdapter
+from hadamard_toolkit.adapters.fields import Layers, all_layers, number, one_of, whole
 from hadamard_toolkit.adapters.prefix import PrefixTuning
 from hadamard_toolkit.sites import Sites
 
@@ -19,7 +20,7 @@ class MAM(Adapter):
     Parameters
     ----------
     length: of the prefixes.
-    prefix_bottleneck: inner width of the prefixes' training-time network, or None; see `PrefixTuning`.
+    prefix_bottleneck: inner width of the network that the prefixes train through, or None; see `PrefixTuning`.
     bottleneck, scale, dropout, init: of the adapter FFN(x) + scale·up(relu(down(x))); see `ParallelAdapter`.
     layers: `"all"` or indices.
 
@@ -27,31 +28,17 @@ class MAM(Adapter):
     BERT-base 552,960 + 9,452,544 parameters are stored. The prefixes change the outputs from the start.
     """
 
-    length: int = 30
-    bottleneck: int = 512
-    scale: float = 4.0
-    prefix_bottleneck: int | None = 512
-    dropout: float = 0.0
-    init: str = "zero"
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", check_layers(self.layers))
-        self._parts()
-
-    def _parts(self) -> tuple[Adapter, Adapter]:
-        """Built to check the fields, too."""
-        return (
-            PrefixTuning(length=self.length, bottleneck=self.prefix_bottleneck, layers=self.layers),
-            ParallelAdapter(
-                bottleneck=self.bottleneck,
-                scale=self.scale,
-                dropout=self.dropout,
-                init=self.init,
-                layers=self.layers,
-            ),
-        )
+    length: int = whole(30)
+    bottleneck: int = whole(512)
+    scale: float = number(4.0, above=0)
+    prefix_bottleneck: int | None = whole(512, optional=True)
+    dropout: float = number(0.0, least=0, below=1)
+    init: str = one_of("zero", INITS)
+    layers: Layers = all_layers()
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
-        for part in self._parts():
-            yield from part.declare(sites)
+        yield from PrefixTuning(self.length, self.prefix_bottleneck, layers=self.layers).declare(sites)
+        parallel = ParallelAdapter(
+            self.bottleneck, dropout=self.dropout, init=self.init, scale=self.scale, layers=self.layers
+        )
+        yield from parallel.declare(sites)

@@ -10,29 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attention import Carried, attention_of, check_host
-from hadamard_toolkit.adapters.base import (
-    Adapter,
-    Declared,
-    Insertion,
-    Layers,
-    SiteModule,
-    check_count,
-    check_layers,
-    register,
-)
+from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, register
+from hadamard_toolkit.adapters.fields import Layers, all_layers, one_of, whole
 from hadamard_toolkit.adapters.gates import GATED, Gate
-from hadamard_toolkit.errors import check_choice
 from hadamard_toolkit.sites import Site, Sites, features
 
 
 class PrefixNetwork(SiteModule):
-    """tanh(W₁ e_i + b₁) [length, bottleneck]: what all layers' prefixes are computed from in training. Never stored."""
+    """tanh(W₁ e_i + b₁) [length, bottleneck], from which the prefixes of all layers are computed in training.
+
+    It is never stored.
+    """
 
     def __init__(self, length: int, width: int, bottleneck: int) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(length, width))
         self.down = nn.Linear(width, bottleneck)
-        self.readers = 0  # prefixes that still compute themselves from this network
+        # How many prefixes still compute themselves from this network.
+        self.readers = 0
 
     def forward(self) -> Tensor:  # type: ignore[override]
         return torch.tanh(self.down(self.embedding))
@@ -41,7 +36,7 @@ class PrefixNetwork(SiteModule):
         return {}
 
     def released(self) -> None:
-        """One prefix holds its own keys and values from now on; after the last one nothing is left to train here."""
+        """Note that one prefix has keys and values of its own now; after the last one, drop the parameters."""
         self.readers -= 1
         if not self.readers:
             del self.embedding, self.down
@@ -50,15 +45,15 @@ class PrefixNetwork(SiteModule):
 class Prefix(SiteModule):
     """Keys and values [length, width] in front of those of one self-attention.
 
-    With a `network` they are the rows of W₂ tanh(W₁ e_i + b₁) + b₂ that belong to this layer, until the folded keys and
-    values are loaded. A gate g, one number per example, scales both.
+    With a `network` they are this layer's part of W₂ tanh(W₁ e_i + b₁) + b₂, until folded keys and values are loaded. A
+    gate, one number per example, scales both.
     """
 
     gates = ("gate.weight", "gate.bias")
 
     def __init__(self, length: int, width: int, network: PrefixNetwork | None, gate: Gate | None) -> None:
         super().__init__()
-        # in a list: it is a part of its own, not a submodule of this one
+        # In a list, as it is a part of its own and no submodule of this one.
         self._network = [network] if network else []
         if network is None:
             self._hold(torch.randn(length, width) * 0.02, torch.randn(length, width) * 0.02)
@@ -94,7 +89,7 @@ class Prefix(SiteModule):
 
 @dataclass(frozen=True, eq=False)
 class _InAttention(Insertion):
-    """Hang a `Prefix` on the attention module of `site`; the gate reads what passes into that module."""
+    """Hang a `Prefix` on the attention module of `site`; its gate reads the input of that module."""
 
     architecture: str = field(kw_only=True)
 
@@ -105,7 +100,7 @@ class _InAttention(Insertion):
         return handles
 
     def _note_states(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # of the module as a whole: its key projection may read a table of positions, too
+        # The input of the whole module, since its key projection may read a table of positions too.
         self._passing["inputs"] = args[0] if args else kwargs["hidden_states"]
 
     def keys_and_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +119,7 @@ class _InAttention(Insertion):
 
 @dataclass(frozen=True, eq=False)
 class _Shared(Insertion):
-    """A module that the parts of several layers share: it has no wires of its own."""
+    """A module that several parts share; it is not wired into the model itself."""
 
     def connect(self) -> list[Any]:
         return []
@@ -138,31 +133,24 @@ class PrefixTuning(Adapter):
     Parameters
     ----------
     length: rows of P_K and P_V; their width is that of the key projection (fewer heads than the query's in llama).
-    bottleneck: inner width of the network that the prefixes of all layers are computed from in training, section 4.3:
-        [P_K; P_V]_i = W₂ tanh(W₁ e_i + b₁) + b₂, with e [length, hidden] ~ N(0, 1) and the framework's linear
-        initialisation. It is dropped when saving: a file, and an attachment loaded from one, hold the folded
-        prefixes, which train on directly. None trains P_K, P_V ~ N(0, 0.02²) directly from the start.
-    gated: None, or a gate per layer (Mao et al. 2022) on both P_K and P_V, reading the input of the self-attention:
-        `"original"` (its mean takes in padding) or `"masked"`. A closed gate leaves keys of zero, which still draw
-        attention; the prefix cannot vanish.
-    layers: `"all"` or indices; in encoder-decoder models the decoder's self-attention is among them.
+    bottleneck: inner width of the network from which the prefixes of all layers are computed in training (section 4.3),
+        [P_K; P_V]_i = W₂ tanh(W₁ e_i + b₁) + b₂, with e [length, hidden] ~ N(0, 1) and torch's linear initialisation.
+        The network is not saved: a file, and an attachment loaded from one, hold the prefixes themselves, which then
+        train directly. None trains P_K, P_V ~ N(0, 0.02²) directly from the start.
+    gated: None, or a gate per layer (Mao et al. 2022) on both P_K and P_V that reads the input of the self-attention:
+        `"original"` (its mean includes padding) or `"masked"`. The keys of a closed gate are zero and still draw
+        attention: the prefix cannot vanish.
+    layers: `"all"` or indices; in encoder-decoder models they include the decoder's self-attention.
 
-    On BERT-base with 10: 184,320 parameters stored, 9,857,024 trained through the network. A prefix changes the
-    outputs from the start: there is no identity at initialisation, and no merging. Every position of the
-    input sees the whole prefix, whatever padding, causal order or local window hides; a prefix has no position.
+    On BERT-base with 10: 184,320 parameters stored, 9,857,024 trained through the network. A prefix changes the outputs
+    from the start and does not merge. It has no position, and every position of the input sees all of it, whatever
+    padding, causal order or a local window hides.
     """
 
-    length: int = 10
-    bottleneck: int | None = 512
-    gated: str | None = None
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        check_count("length", self.length)
-        if self.bottleneck is not None:
-            check_count("bottleneck", self.bottleneck)
-        check_choice("gated", self.gated, GATED)
-        object.__setattr__(self, "layers", check_layers(self.layers))
+    length: int = whole(10)
+    bottleneck: int | None = whole(512, optional=True)
+    gated: str | None = one_of(None, GATED)
+    layers: Layers = all_layers()
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         architecture = sites.model.config.model_type

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attention import attention_of
-from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, check_count, register
+from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule, register
+from hadamard_toolkit.adapters.fields import one_of, whole
 from hadamard_toolkit.adapters.passing import named, refuse_cache
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.sites import Site, Sites, position_limit
 
 INITS = ("uniform", "normal", "vocabulary")
@@ -249,14 +250,9 @@ class PromptTuning(Adapter):
     `UnsupportedError` for a filled decoder cache and for masks that are not [batch, positions].
     """
 
-    length: int = 10
-    init: str = "uniform"
-    position: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_count("length", self.length)
-        check_choice("init", self.init, INITS)
-        check_choice("position", self.position, POSITIONS)
+    length: int = whole(10)
+    init: str = one_of("uniform", INITS)
+    position: str = one_of("auto", POSITIONS)
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         base: Any = sites.base

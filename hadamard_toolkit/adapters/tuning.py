@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hadamard_toolkit.adapters.base import (
-    NORMS,
-    Adapter,
-    Declared,
-    Layers,
-    Tuning,
-    check_layers,
-    norm_tunings,
-    register,
-)
-from hadamard_toolkit.errors import UnsupportedError, check_choice
+from hadamard_toolkit.adapters.base import NORMS, Adapter, Declared, Tuning, norm_tunings, register
+from hadamard_toolkit.adapters.fields import Layers, all_layers, one_of
+from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.sites import Sites
+
+# What architectures call a bias, the last part of a parameter's name.
+BIASES = ("bias", "q_bias", "v_bias")
 
 
 @register
@@ -40,12 +35,8 @@ class LayerNormTuning(Adapter):
     layers: `"all"` or indices.
     """
 
-    norm: str = "attention"
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", check_layers(self.layers))
-        check_choice("norm", self.norm, [norm for norm in NORMS if norm])
+    norm: str = one_of("attention", [norm for norm in NORMS if norm])
+    layers: Layers = all_layers()
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
         yield from norm_tunings(sites, self.layers, self.norm)
@@ -70,13 +61,9 @@ class BitFit(Adapter):
     """
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
-        found = [
-            name
-            for name in sites.base_parameters()
-            if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias")
-        ]
-        if not found:
-            kind = sites.model.config.model_type
-            raise UnsupportedError(f"BitFit trains biases, and this {kind} backbone has none")
-        for name in found:
+        names = [name for name in sites.base_parameters() if name.rpartition(".")[2] in BIASES]
+        if not names:
+            architecture = sites.model.config.model_type
+            raise UnsupportedError(f"BitFit trains biases, and this {architecture} backbone has none")
+        for name in names:
             yield Tuning(name, "adapter", f"base.{name}")

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hadamard_toolkit.adapters.base import Adapter, Declared, Layers, check_count, check_layers, register
-from hadamard_toolkit.adapters.bottleneck import Pfeiffer
+from hadamard_toolkit.adapters.base import Adapter, Declared, register
+from hadamard_toolkit.adapters.bottleneck import INITS, Pfeiffer
+from hadamard_toolkit.adapters.fields import Layers, all_layers, number, one_of, whole
+from hadamard_toolkit.adapters.gates import GATED
 from hadamard_toolkit.adapters.ia3 import IA3
 from hadamard_toolkit.adapters.lora import LoRA
 from hadamard_toolkit.adapters.prefix import PrefixTuning
 from hadamard_toolkit.adapters.prompt import PromptTuning
 from hadamard_toolkit.adapters.stack import Stack
+from hadamard_toolkit.errors import check_whole
 from hadamard_toolkit.sites import Sites
 
 
@@ -34,11 +37,11 @@ class UniPELT(Adapter):
 
     Parameters
     ----------
-    bottleneck: of the adapter (see `Pfeiffer`); length, prefix_bottleneck: of the prefixes and of their training-time
-        network (see `PrefixTuning`); rank: of LoRA.
-    gated: `"original"` (a gate's mean takes in padding, as in the authors' code), `"masked"` (it does not), or None:
+    bottleneck: of the adapter (see `Pfeiffer`); length, prefix_bottleneck: of the prefixes and of the network that they
+        train through (see `PrefixTuning`); rank: of LoRA.
+    gated: `"original"` (a gate's mean includes padding, as in the authors' code), `"masked"` (it does not), or None:
         no gates, the paper's ablation.
-    alpha: LoRA is scaled by alpha / rank where there are no gates, and only there.
+    alpha: without gates, LoRA is scaled by alpha / rank.
     dropout, init: of the adapter and of LoRA.
     layers: `"all"` or indices.
 
@@ -46,44 +49,35 @@ class UniPELT(Adapter):
     `Stack(PrefixTuning(gated="original"), Pfeiffer(gated="original"))`. `record_gates` shows what the gates do.
     """
 
-    bottleneck: int = 48
-    length: int = 10
-    rank: int = 8
-    gated: str | None = "original"
-    alpha: float = 8.0
-    prefix_bottleneck: int | None = 512
-    dropout: float = 0.0
-    init: str = "zero"
-    layers: Layers = "all"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", check_layers(self.layers))
-        self._parts()
-
-    def _parts(self) -> tuple[Adapter, ...]:
-        """Built to check the fields, too."""
-        common: dict[str, Any] = {"gated": self.gated, "layers": self.layers}
-        change: dict[str, Any] = {**common, "dropout": self.dropout, "init": self.init}
-        return (
-            PrefixTuning(length=self.length, bottleneck=self.prefix_bottleneck, **common),
-            LoRA(rank=self.rank, alpha=self.alpha, **change),
-            Pfeiffer(bottleneck=self.bottleneck, **change),
-        )
+    bottleneck: int = whole(48)
+    length: int = whole(10)
+    rank: int = whole(8)
+    gated: str | None = one_of("original", GATED)
+    alpha: float = number(8.0, above=0)
+    prefix_bottleneck: int | None = whole(512, optional=True)
+    dropout: float = number(0.0, least=0, below=1)
+    init: str = one_of("zero", INITS)
+    layers: Layers = all_layers()
 
     def declare(self, sites: Sites) -> Iterator[Declared]:
-        for part in self._parts():
-            yield from part.declare(sites)
+        common: dict[str, Any] = {"gated": self.gated, "layers": self.layers}
+        change: dict[str, Any] = {**common, "dropout": self.dropout, "init": self.init}
+        yield from PrefixTuning(length=self.length, bottleneck=self.prefix_bottleneck, **common).declare(
+            sites
+        )
+        yield from LoRA(rank=self.rank, alpha=self.alpha, **change).declare(sites)
+        yield from Pfeiffer(bottleneck=self.bottleneck, **change).declare(sites)
 
 
 def prompt_unipelt(prompt_length: int = 10, **fields: Any) -> Stack:
-    """`PromptTuning(prompt_length)`, which has no gate, and `UniPELT(**fields)` (K. Chen, Pang and Yang 2024)."""
+    """`PromptTuning(prompt_length)`, without a gate, and `UniPELT(**fields)` (K. Chen, Pang and Yang 2024)."""
     return Stack(PromptTuning(prompt_length), UniPELT(**fields))
 
 
 def ia3_prefix_bottleneck(*, length: int = 10, bottleneck: int = 48, gated: str | None = "original") -> Stack:
-    """UniPELT with (IA)³ in place of LoRA (K. Chen, Pang and Yang 2024): prefixes and adapter keep their gates.
+    """UniPELT with (IA)³ in place of LoRA (K. Chen, Pang and Yang 2024).
 
-    (IA)³ has no gate here; whether it has one in the paper is not known.
+    The prefixes and the adapter keep their gates. (IA)³ has none; the paper does not say whether it has one there.
     """
     return Stack(
         IA3(), PrefixTuning(length=length, gated=gated), Pfeiffer(bottleneck=bottleneck, gated=gated)
@@ -93,7 +87,7 @@ def ia3_prefix_bottleneck(*, length: int = 10, bottleneck: int = 48, gated: str 
 def stacked_unipelt(times: int = 3, **fields: Any) -> Stack:
     """`times` UniPELTs in every layer (K. Chen, Pang and Yang 2024).
 
-    Their prefixes stand side by side, their LoRAs add up, and each adapter acts on what the one before has made.
+    Their prefixes stand side by side, their LoRAs add up, and each adapter acts on the output of the one before it.
     """
-    check_count("times", times)
+    check_whole("times", times, least=1)
     return Stack(*(UniPELT(**fields) for _ in range(times)))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hadamard_toolkit.adapters import ia3, lora
-from hadamard_toolkit.adapters.base import Adapter, Layers
+from hadamard_toolkit.adapters.base import Adapter
+from hadamard_toolkit.adapters.fields import Layers
 from hadamard_toolkit.adapters.hadamard import Hadamard
 from hadamard_toolkit.adapters.prompt import PromptTuning, is_causal
 from hadamard_toolkit.errors import DataError, UnsupportedError

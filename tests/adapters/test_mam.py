@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError
 from tests.adapters.by_formula import Changes, check_against
 from tests.adapters.life import check_json, check_life, counts_on_bert_base
 from tests.adapters.test_prefix import folded, in_front
@@ -66,21 +65,6 @@ def test_it_is_the_formula() -> None:
         }
 
     check_against(ht.MAM(length=4, bottleneck=5, prefix_bottleneck=6), by_hand)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"length": 0}, "length=0 is not allowed"),
-        ({"bottleneck": 0}, "bottleneck=0 is not allowed"),
-        ({"scale": 0}, "scale=0 is not allowed"),
-        ({"init": "bert"}, "init='bert' is not allowed"),
-        ({"layers": "top"}, "layers='top' is not allowed"),
-    ],
-)
-def test_bad_fields(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        ht.MAM(**fields)  # type: ignore[arg-type]
 
 
 def test_description_round_trips() -> None:

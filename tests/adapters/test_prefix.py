@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.attention import attention_of
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.sites import Sites
 from tests.adapters.by_formula import Changes, check_against
 from tests.adapters.life import check_json, check_life, counts_on_bert_base, logits, shake, spread
@@ -360,21 +360,6 @@ def test_flash_attention_gets_masks_of_tokens(monkeypatch: pytest.MonkeyPatch) -
     assert seen["keys"] == 7
     with pytest.raises(UnsupportedError, match="sliding window"):
         host(torch.zeros(1, 4, 16), sliding_window=3)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"length": 0}, "length=0 is not allowed; it must be >= 1"),
-        ({"length": 2.5}, "length=2.5 is not allowed; it must be a whole number"),
-        ({"bottleneck": 0}, "bottleneck=0 is not allowed"),
-        ({"gated": True}, "gated=True is not allowed"),
-        ({"layers": 3}, "layers=3 is not allowed"),
-    ],
-)
-def test_bad_fields(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        ht.PrefixTuning(**fields)  # type: ignore[arg-type]
 
 
 def test_description_round_trips() -> None:

@@ -171,22 +171,11 @@ def test_a_half_precision_backbone_has_its_adapters_in_float32(architecture: str
     assert all(p.grad is not None and p.grad.isfinite().all() for p in attachment.parameters())
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"bottleneck": 0}, "bottleneck=0 is not allowed"),
-        ({"length": 0}, "length=0 is not allowed"),
-        ({"rank": 0}, "rank=0 is not allowed"),
-        ({"alpha": 0}, "alpha=0 is not allowed"),
-        ({"gated": "central"}, "gated='central' is not allowed"),
-        ({"layers": 1}, "layers=1 is not allowed"),
-    ],
-)
-def test_bad_fields(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        ht.UniPELT(**fields)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="times=0 is not allowed"):
-        ht.stacked_unipelt(0)
+@pytest.mark.parametrize("times", [0, 1.5])
+def test_at_least_one_is_stacked(times: int) -> None:
+    with pytest.raises(ArgumentError, match=rf"times={times} is not allowed; it must be .*>= 1"):
+        ht.stacked_unipelt(times)
+    assert ht.stacked_unipelt(1) == ht.Stack(ht.UniPELT())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
