@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_the_stub_and_the_package_agree(repository: Path) -> None:
     for name, module in names.items():
         home = import_module(f"hadamard_toolkit.{module or name}")
         assert getattr(ht, name) is (getattr(home, name) if module else home)
+
+
+@pytest.mark.parametrize("room", ["studies", "plotting"])
+def test_no_module_takes_the_name_of_a_function(room: str, repository: Path) -> None:
+    """A module that is loaded later would replace the public name in its room."""
+    package = import_module(f"hadamard_toolkit.{room}")
+    for path in (repository / "hadamard_toolkit" / room).glob("[a-z]*.py"):
+        import_module(f"hadamard_toolkit.{room}.{path.stem}")
+    assert [name for name in package.__all__ if isinstance(getattr(package, name), ModuleType)] == []
 
 
 def test_every_error_is_public() -> None:

@@ -15,7 +15,7 @@ from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import LayerSite, chosen_sites
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_choice, check_range
 from hadamard_toolkit.measurements.layer_cache import LayerCache
-from hadamard_toolkit.studies.intervals import paired_interval
+from hadamard_toolkit.studies.paired_difference import paired_interval
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import evaluation as scoring
 from hadamard_toolkit.training.batching import Padding, tokenise

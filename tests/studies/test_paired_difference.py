@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hadamard_toolkit.errors import UnsupportedError
-from hadamard_toolkit.studies.intervals import paired_interval, weighted
+from hadamard_toolkit.studies.paired_difference import paired_interval, weighted
 from hadamard_toolkit.training import metrics
 
 NOISE = np.random.default_rng(0)
