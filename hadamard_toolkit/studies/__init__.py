@@ -8,6 +8,8 @@ from hadamard_toolkit.studies.attention_shift import (
     norm_shift,
     polynomial_fits,
 )
+from hadamard_toolkit.studies.coverage import figure_list, plan_coverage
+from hadamard_toolkit.studies.cross_task_transfer import transfer_gains, transfer_table
 from hadamard_toolkit.studies.gains import gains
 from hadamard_toolkit.studies.kinship import cluster_tasks, mantel
 from hadamard_toolkit.studies.layer_ablation import (
@@ -18,6 +20,17 @@ from hadamard_toolkit.studies.layer_ablation import (
     removal_paths,
     subset_band,
     taylor_scores,
+)
+from hadamard_toolkit.studies.layer_ablation_tables import (
+    clearest_tests,
+    kept_and_removed,
+    layer_scores,
+    of_runs,
+    rank_correlation,
+    removal_overview,
+    removal_table,
+    retrained_subsets,
+    tasks_sharing_texts,
 )
 from hadamard_toolkit.studies.layer_ablation_tests import (
     against_chance,
@@ -33,7 +46,25 @@ from hadamard_toolkit.studies.mask_statistics import (
     overlap_table,
     score_agreement,
 )
+from hadamard_toolkit.studies.mask_tables import (
+    alike_beyond,
+    dead_by_scorer,
+    densities,
+    kept_by_side,
+    mask_overview,
+    masks_at,
+    of_own_seed,
+    overlap_grid,
+)
+from hadamard_toolkit.studies.method_tables import (
+    FAMILIES,
+    low_resource_table,
+    method_scores,
+    score_grid,
+    sparse_methods,
+)
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
+from hadamard_toolkit.studies.sharing_tables import scheme_table, share_table, with_alone
 from hadamard_toolkit.studies.similarity import (
     ALL_LAYERS,
     share_text,
@@ -41,6 +72,13 @@ from hadamard_toolkit.studies.similarity import (
     similarity_matrix,
     similarity_summary,
     vector_similarity,
+)
+from hadamard_toolkit.studies.similarity_tables import (
+    comparable_runs,
+    contrast_table,
+    kinship_tests,
+    one_cell,
+    seed_effect,
 )
 from hadamard_toolkit.studies.statistics import (
     hierarchical_bootstrap,
@@ -74,16 +112,24 @@ from hadamard_toolkit.studies.text import (
 
 __all__ = [
     "ALL_LAYERS",
+    "FAMILIES",
     "ablation_table",
     "against_chance",
+    "alike_beyond",
     "better_than_chance",
     "cka_debiased",
     "cka_summary",
+    "clearest_tests",
     "cluster_tasks",
+    "comparable_runs",
     "component_effects",
     "constant_score",
+    "contrast_table",
+    "dead_by_scorer",
     "dead_units",
+    "densities",
     "density_table",
+    "figure_list",
     "fit_summary",
     "gains",
     "goal_reached",
@@ -94,31 +140,52 @@ __all__ = [
     "in_order",
     "interval_text",
     "intervals",
+    "kept_and_removed",
+    "kept_by_side",
     "kept_share",
+    "kinship_tests",
     "layer_importance",
+    "layer_scores",
     "leave_one_out",
     "listed",
+    "low_resource_table",
     "mantel",
     "mark_failed",
+    "mask_overview",
     "mask_runs",
+    "masks_at",
     "mcnemar",
     "mean_over",
     "mean_sd",
     "mean_sd_table",
     "measured_table",
+    "method_scores",
     "norm_shift",
     "normalised_scores",
+    "of_own_seed",
+    "of_runs",
+    "one_cell",
     "overlap",
     "overlap_cells",
+    "overlap_grid",
     "overlap_table",
     "paired_tests",
+    "plan_coverage",
     "polynomial_fits",
     "power",
     "rank_agreement",
+    "rank_correlation",
     "removal_curves",
+    "removal_overview",
     "removal_paths",
+    "removal_table",
+    "retrained_subsets",
+    "scheme_table",
     "score_agreement",
+    "score_grid",
     "score_table",
+    "seed_effect",
+    "share_table",
     "share_text",
     "sharing_by_task",
     "sharing_summary",
@@ -127,10 +194,15 @@ __all__ = [
     "similarity_matrix",
     "similarity_summary",
     "smallest_set",
+    "sparse_methods",
     "sparse_table",
     "subset_band",
+    "tasks_sharing_texts",
     "taylor_scores",
     "tost",
+    "transfer_gains",
+    "transfer_table",
     "vector_similarity",
     "vector_table",
+    "with_alone",
 ]

@@ -55,7 +55,10 @@ def smallest_set(
 
     Columns: `task`, `rule`, `margin`, `size`, `layers` (of full), `kept` (per seed, `"seed: 0,1"` joined by `"; "`),
     `held_out`, `held_out_low`, `test`, `test_low` (differences to full and their one-sided 1 − alpha bounds),
-    `confirmed`, `test_score`, `test_full` (the metric), `measure`, `ended`, `n_seeds`, `n_held_out`, `n_test`.
+    `confirmed`, `test_score`, `test_full` (the metric), `measure`, `ended`, `n_seeds`, `n_held_out`, `n_test`; `worth`,
+    what all layers are worth together (their test score less that of none), and `verdict`. Where `worth` is not above
+    the margin the verdict is `"nothing learned"`: there any set is as good as all layers, whatever the bounds say.
+    Otherwise it is `"enough"` (confirmed), `"not confirmed"`, or `"all layers stay"`.
 
     Simulated: 3 seeds, first steps that truly cost the margin. The walk lets one pass in 0.04 (100 and 300 held-out
     rows; 0.50 and 0.54 if the rows that chose the path judge it; with one seed 0.08 to 0.09), and test rows confirm it
@@ -101,16 +104,20 @@ def smallest_set(
         at = part[part["split"] == TEST]
         of_size = own[(own["task"] == task) & (own["size"] == size)]
         kept = [f"{s}: {kept}" for s, kept in zip(of_size["seed"], of_size["kept"], strict=True)]
+        confirmed = bool(size < layers and tested["low"] > -margin)
+        worth = at.loc[at["size"] == layers, "score"].mean() - at.loc[at["size"] == 0, "score"].mean()
+        verdict = "enough" if confirmed else "not confirmed" if size < layers else "all layers stay"
         rows.append(
             {
                 **{"task": task, "rule": rule, "margin": margin, "size": size, "layers": layers},
                 "kept": "; ".join(kept),
                 **{"held_out": held_out["difference"], "held_out_low": held_out["low"]},
                 **{"test": tested["difference"], "test_low": tested["low"]},
-                "confirmed": bool(size < layers and tested["low"] > -margin),
+                "confirmed": confirmed,
                 "test_score": at.loc[at["size"] == size, "score"].mean(),
                 "test_full": at.loc[at["size"] == layers, "score"].mean(),
                 **{"measure": measures[TEST], "ended": ended, **_counts(part)},
+                **{"worth": worth, "verdict": "nothing learned" if worth <= margin else verdict},
             }
         )
     return pd.DataFrame(rows)
@@ -232,8 +239,9 @@ def _not_worse(
 def kept_share(paths: pd.DataFrame, sizes: pd.DataFrame | Mapping[str, int] | int) -> pd.DataFrame:
     """How often each layer is among those kept: per task and layer the share of runs.
 
-    `paths` of one rule; `sizes` is the table of `smallest_set` (whose `confirmed` is told then too), or the number of
-    layers kept, one for all tasks or by task. Columns: `task`, `layer`, `share`, `size`, `n_runs`, perhaps `confirmed`.
+    `paths` of one rule; `sizes` is the table of `smallest_set`, or the number of layers kept, one for all tasks or by
+    task. Columns: `task`, `layer`, `share`, `size`, `n_runs`, and of a table of `smallest_set` `confirmed`: whether its
+    verdict is `"enough"`.
     """
     if paths["rule"].nunique() != 1:
         raise ArgumentError(f"paths holds rules {sorted(set(paths['rule']))}; give one of them")
@@ -248,4 +256,4 @@ def kept_share(paths: pd.DataFrame, sizes: pd.DataFrame | Mapping[str, int] | in
             share = float(np.mean([layer in own for own in kept]))
             rows.append({"task": task, "layer": layer, "share": share, "size": size, "n_runs": len(kept)})
     found = pd.DataFrame(rows)
-    return found if table is None else found.assign(confirmed=found["task"].map(table["confirmed"]))
+    return found if table is None else found.assign(confirmed=found["task"].map(table["verdict"] == "enough"))

@@ -34,6 +34,38 @@ def test_the_smallest_set_is_found_and_confirmed() -> None:
     assert told["share"].tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("lost", "rule", "verdict"),
+    [
+        ((0.3, 0.2), "greedy", "enough"),
+        ((0.3, 0.2), "first", "all layers stay"),
+        ((0.0, 0.0), "greedy", "nothing learned"),
+        ((0.0, 0.02), "last", "nothing learned"),
+    ],
+)
+def test_where_all_layers_are_worth_nothing_no_set_is_called_enough(
+    lost: tuple[float, float], rule: str, verdict: str
+) -> None:
+    removals = by_rows(lambda kept: 0.9 - lost[0] * (0 not in kept) - lost[1] * (3 not in kept))
+    paths = removal_paths(removals)
+    row = smallest_set(removals, paths, margin=0.03, rule=rule)
+    test = removals[removals["split"] == "test"].groupby("kept")["score"].mean()
+    assert row["worth"].tolist() == pytest.approx([test["0,1,2,3"] - test[""]])
+    assert row["verdict"].tolist() == [verdict]
+    shown = kept_share(paths[paths["rule"] == rule], row)
+    assert set(shown["confirmed"]) == {verdict == "enough"}
+
+
+def test_a_smaller_set_that_test_rows_do_not_bear_out_is_not_confirmed() -> None:
+    removals = by_rows(lambda kept: 0.9 - 0.3 * (1 not in kept))
+    worse = (removals["split"] == "test") & ~removals["kept"].str.contains("0")
+    removals.loc[worse, "correct"] = removals.loc[worse, "correct"].str.replace("f", "0")
+    row = smallest_set(removals, removal_paths(removals), margin=0.03, rule="first").iloc[0]
+    assert row["size"] < LAYERS
+    assert not row["confirmed"]
+    assert row["verdict"] == "not confirmed"
+
+
 @pytest.mark.parametrize("rule", ["first", "last"])
 def test_bounds_are_one_sided_and_test_rows_are_shared_by_seeds(rule: str) -> None:
     removals = by_rows(lambda kept: 0.9 - 0.01 * (LAYERS - len(kept)))
