@@ -83,6 +83,7 @@ def of_peft(count: int) -> Callable[[], Any]:
     return lambda: model(**batch, adapter_names=names)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_one_batch_over_several_adapters(tmp_path: Path) -> None:
     plain, batch = model_of("minilm").to(DEVICE).eval(), inputs()
     rows = []
