@@ -29,6 +29,7 @@ from .errors import (
     ArgumentError as ArgumentError,
     DataError as DataError,
     DownloadError as DownloadError,
+    MissingExtraError as MissingExtraError,
     StoreError as StoreError,
     ToolkitError as ToolkitError,
     TrainingError as TrainingError,

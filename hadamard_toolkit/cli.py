@@ -140,7 +140,7 @@ def run(
     from hadamard_toolkit.runs.labels import describe
     from hadamard_toolkit.runs.plan import parse_adapter, parse_overrides, parse_protocol, parse_sparsity
     from hadamard_toolkit.runs.record import is_subset
-    from hadamard_toolkit.runs.rescue import rescue
+    from hadamard_toolkit.runs.run import rescue
     from hadamard_toolkit.training.progress import telling, visible
 
     runs = ht.RunStore(store, keep=keep)
@@ -195,8 +195,8 @@ def announce(
     title: str, specs: Sequence[ht.RunSpec], store: ht.RunStore, engine: str, workers: int | None
 ) -> list[ht.RunSpec]:
     """Print what there is to do and how long it may take; returns the specs that the store lacks."""
+    from hadamard_toolkit.runs.engines import at_a_time
     from hadamard_toolkit.runs.estimate import estimate
-    from hadamard_toolkit.runs.sweep import at_a_time
 
     missing = [spec for spec in map(store.known, specs) if spec not in store]
     known = len(specs) - len(missing)

@@ -32,6 +32,10 @@ class StoreError(ToolkitError, OSError):
     """A store of runs cannot be written to."""
 
 
+class MissingExtraError(ToolkitError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+
 class TrainingError(ToolkitError, ArithmeticError):
     """Training diverged."""
 

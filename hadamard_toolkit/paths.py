@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,33 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         os.replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+STALE_SECONDS = (
+    600  # writing takes seconds; whether a process of another machine lives cannot be known sooner
+)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from `folder` what `atomic_folder` of a killed process left half-written there."""
+    for path in folder.glob(".staging-*"):
+        owner = re.match(r"\.staging-(\d+)-", path.name)
+        try:
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:  # its writer has just finished
+            continue
+        if owner and age > STALE_SECONDS and not _lives(int(owner[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives and belongs to somebody else
+        return True
+    return True
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

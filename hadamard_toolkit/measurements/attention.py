@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hadamard_toolkit.backbones import load_backbone
 from hadamard_toolkit.errors import UnsupportedError
-from hadamard_toolkit.runs.live import live
 from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.run import live
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.sites import Sites
 from hadamard_toolkit.studies.attention_shift import (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.gates import Gate
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
-from hadamard_toolkit.runs.live import live
 from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.run import live
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks.registry import load_task
 

@@ -24,18 +24,10 @@ SHARED = ("head", "stage_one", "precision", "eval_batch_size", "max_length", "ba
 
 @dataclass(frozen=True)
 class Bank:
-    """Runs to be done together; or one alone, and why it was not to be with others."""
+    """Runs to be trained together; or a single one, with the reason where it is `refused` the company of others."""
 
     specs: tuple[RunSpec, ...]
     refused: str = ""
-
-
-Job = RunSpec | Bank
-
-
-def specs_of(job: Job) -> tuple[RunSpec, ...]:
-    """The runs of a job."""
-    return job.specs if isinstance(job, Bank) else (job,)
 
 
 def check_bank_size(bank: int | str) -> None:
@@ -46,25 +38,23 @@ def check_bank_size(bank: int | str) -> None:
         )
 
 
-def jobs(specs: Iterable[RunSpec], bank: int | str) -> list[Job]:
-    """`specs` as banks of up to `bank` runs that fit together, in the order of their first runs."""
-    groups: dict[Any, list[RunSpec]] = {}
-    sizes: dict[Any, tuple[int, str]] = {}
+def banks(specs: Iterable[RunSpec], bank: int | str) -> list[Bank]:
+    """`specs` in banks of at most `bank` runs that fit together, in the order of their first runs."""
     most = _most(bank)
+    groups: dict[Any, list[RunSpec]] = {}
+    reasons: dict[Any, str] = {}
     for spec in specs:
-        size, refused = most, ""
-        if size > 1 and (refused := refusal(spec)):
-            size = 1
-        key = (_fits(spec), size) if size > 1 else spec
+        reason = refusal(spec) if most > 1 else ""
+        key = spec if most == 1 or reason else _fits(spec)
         groups.setdefault(key, []).append(spec)
-        sizes[key] = size, refused
-    found: list[Job] = []
+        reasons[key] = reason
+    result = []
     for key, group in groups.items():
-        size, refused = sizes[key]
-        group.sort(key=lambda spec: spec.task)  # runs of one task see like lengths, and the same rows
-        banks = [Bank(tuple(group[start : start + size]), refused) for start in range(0, len(group), size)]
-        found += [bank if len(bank.specs) > 1 or refused else bank.specs[0] for bank in banks]
-    return found
+        group.sort(key=lambda spec: spec.task)  # runs of one task have rows of like length, or the same rows
+        result += [
+            Bank(tuple(group[start : start + most]), reasons[key]) for start in range(0, len(group), most)
+        ]
+    return result
 
 
 def _most(bank: int | str) -> int:
@@ -118,39 +108,38 @@ def run_bank(specs: Sequence[RunSpec]) -> list[Run | Exception]:
 
     environment.reset_peak_memory()
     tasks: Tasks = {}
-    made: dict[int, Prepared] = {}
-    found: dict[int, Run | Exception] = {}
-
+    prepared: dict[int, Prepared] = {}
+    results: dict[int, Run | Exception] = {}
     first: Prepared | None = None
-    for place, spec in enumerate(specs):
+    for index, spec in enumerate(specs):
         try:
-            one = prepare(spec, Sources({}), tasks)
+            member = prepare(spec, Sources({}), tasks)
         except Exception as error:
-            found[place] = error
+            results[index] = error
             continue
-        if one.on_step is not None:
+        if member.on_step is not None:
             raise UnsupportedError("a bank cannot change masks while it trains")
         if first is None:
-            first = one
+            first = member
         else:
-            _share(one.attachment, first.attachment)
-            one.tokenizer = first.tokenizer
-        made[place] = one
+            _share(member.attachment, first.attachment)
+            member.tokenizer = first.tokenizer
+        prepared[index] = member
     members = [
         Member(
             one.attachment, one.task, one.tokenizer, replace(one.spec.protocol, pretraining=()), one.spec.seed
         )
-        for one in made.values()
+        for one in prepared.values()
     ]
     if members:
         outcomes = train_bank(members, feature_store=features_of_process())
-        for (place, one), outcome in zip(made.items(), outcomes, strict=True):
+        for (index, one), outcome in zip(prepared.items(), outcomes, strict=True):
             if isinstance(outcome, Exception):
-                found[place] = outcome
+                results[index] = outcome
                 continue
             one.times["total"] = sum(one.times.values()) + sum(outcome.times.values())
-            found[place] = finished(one, outcome, {})
-    return [found[place] for place in range(len(specs))]
+            results[index] = finished(one, outcome, {})
+    return [results[index] for index in range(len(specs))]
 
 
 def _share(attachment: Attachment, other: Attachment) -> None:

@@ -41,18 +41,24 @@ class Estimate:
 
     def words(self, workers: int = 1) -> str:
         """The estimate in one line, for so many runs at a time."""
-        from hadamard_toolkit.runs.sweep import duration
-
         if not self.rests_on:
             return "no estimate: nothing like these runs is recorded yet"
         where = (
             f"on {' or '.join(self.devices)}; none is recorded here" if self.devices else "on this machine"
         )
         at_once = f", {workers} at a time" if workers > 1 else ""
-        told = [f"{count} from {what}" for what, count in self.rests_on.items()]
+        basis = [f"{count} from {what}" for what, count in self.rests_on.items()]
         if self.unknown:
-            told.append(f"{self.unknown} like nothing that is recorded, so not counted")
-        return f"about {duration(self.seconds / workers)} {where}{at_once} ({'; '.join(told)})"
+            basis.append(f"{self.unknown} like nothing that is recorded, so not counted")
+        return f"about {duration(self.seconds / workers)} {where}{at_once} ({'; '.join(basis)})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def estimate(specs: Iterable[RunSpec], store: RunStore) -> Estimate:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -37,52 +38,46 @@ Files = dict[tuple[str, str], bytes]  # (key, name) -> content
 
 
 class Pack:
-    """The runs in one packed file; `packs_in` opens those of a store."""
+    """The runs in one packed file; `packs_in` opens those of a store. `names`: key -> names of the files it has."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path)
+            facts = file.schema_arrow.metadata or {}
+            if facts.get(b"format") != FORMAT or not file.schema_arrow.equals(SCHEMA):
+                raise DataError(f"{path} is no packed plan that this version reads")
+            columns = file.read(["key", "name"]).to_pydict()
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is no packed plan, or is damaged: {error}") from None
-        facts = self._file.schema_arrow.metadata or {}
-        if facts.get(b"format") != FORMAT or not self._file.schema_arrow.equals(SCHEMA):
-            raise DataError(f"{path} is no packed plan that this version reads")
+        self.names: dict[str, set[str]] = {}
+        for key, name in zip(columns["key"], columns["name"], strict=True):
+            self.names.setdefault(key, set()).add(name)
 
     def record(self, key: str) -> Any:
         """What run.json of a run says; its checksum was compared."""
-        return json.loads(self._records[key, RECORD])
+        return json.loads(self._content(self._records[key]))
 
     @cached_property
-    def _records(self) -> Files:
-        return self.files(RECORD)
+    def _records(self) -> dict[str, dict[str, Any]]:
+        return {row["key"]: row for row in self._rows([("name", "=", RECORD)])}
 
-    def files(self, name: str | None = None) -> Files:
-        """Content by key and name, of the files called `name` alone if it is given; all checksums must hold."""
+    def files(self) -> Files:
+        """Content by key and name; all checksums must hold."""
+        return {(row["key"], row["name"]): self._content(row) for row in self._rows()}
+
+    def _rows(self, filters: list[tuple[str, str, str]] | None = None) -> list[dict[str, Any]]:
         try:
-            filters = None if name is None else [("name", "=", name)]
-            table = pq.read_table(self.path, filters=filters)
+            return list(pq.read_table(self.path, filters=filters).to_pylist())
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{self.path} cannot be read: {error}") from None
-        found: Files = {}
-        for row in table.to_pylist():
-            if not re.fullmatch(r"[0-9a-f]{16}", row["key"]) or not NAME.fullmatch(row["name"]):
-                raise DataError(f"{self.path} is damaged: {row['key']}/{row['name']} is no file of a run")
-            if _digest(row["content"]) != row["sha256"]:
-                raise DataError(
-                    f"{self.path} is damaged: the checksum of {row['key']}/{row['name']} is wrong"
-                )
-            found[row["key"], row["name"]] = row["content"]
-        return found
 
-    @cached_property
-    def names(self) -> dict[str, frozenset[str]]:
-        """Key -> names of the files that it has."""
-        table = self._file.read(["key", "name"]).to_pydict()
-        found: dict[str, set[str]] = {}
-        for key, name in zip(table["key"], table["name"], strict=True):
-            found.setdefault(key, set()).add(name)
-        return {key: frozenset(names) for key, names in found.items()}
+    def _content(self, row: Mapping[str, Any]) -> bytes:
+        if not re.fullmatch(r"[0-9a-f]{16}", row["key"]) or not NAME.fullmatch(row["name"]):
+            raise DataError(f"{self.path} is damaged: {row['key']}/{row['name']} is no file of a run")
+        if _digest(row["content"]) != row["sha256"]:
+            raise DataError(f"{self.path} is damaged: the checksum of {row['key']}/{row['name']} is wrong")
+        return bytes(row["content"])
 
     def folder(self, key: str) -> Path:
         """A folder with the files of run `key`; all of the pack go into the cache when one is first asked for.
@@ -109,12 +104,20 @@ class Pack:
 
 
 def packs_in(folder: Path) -> list[Pack]:
-    """The packed plans of a store, by name; each file is opened once while it stays the same."""
-    found = []
+    """The packed plans of a store, by name; each file is opened once while it stays the same.
+
+    A file that cannot be opened is left out with a warning that names it.
+    """
+    packs = []
     for path in sorted(folder.glob(f"*{ENDING}")):
         state = path.stat()
-        found.append(_opened(path, state.st_mtime_ns, state.st_size))
-    return found
+        try:
+            packs.append(_opened(path, state.st_mtime_ns, state.st_size))
+        except DataError as error:
+            warnings.warn(
+                f"skipped a packed file: {error}; restore it (git restore, or a copy of yours)", stacklevel=2
+            )
+    return packs
 
 
 @lru_cache(maxsize=64)
@@ -125,7 +128,7 @@ def _opened(path: Path, modified: int, size: int) -> Pack:
 def write_pack(path: Path, files: Files, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Write `files` to `path`, wholly or not at all, and check what was written. Equal files give equal bytes."""
 
-    def place(entry: tuple[str, str]) -> tuple[Any, ...]:
+    def order(entry: tuple[str, str]) -> tuple[Any, ...]:
         spec = records[entry[0]]["spec"]
         return spec["backbone"], spec["task"], spec["seed"], entry[0]
 
@@ -145,7 +148,7 @@ def write_pack(path: Path, files: Files, records: Mapping[str, Mapping[str, Any]
         for entries in by_name.values():
             rows = [
                 {"key": key, "name": name, "sha256": _digest(files[key, name]), "content": files[key, name]}
-                for key, name in sorted(entries, key=place)
+                for key, name in sorted(entries, key=order)
             ]
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA), row_group_size=len(rows))
     staging = path.with_name(f".{path.name}-{os.getpid()}")

@@ -91,11 +91,13 @@ class Run:
         """
         from hadamard_toolkit.adapters.loading import load_attachment
         from hadamard_toolkit.backbones import load_backbone
-        from hadamard_toolkit.runs.made_from import require_same
+        from hadamard_toolkit.runs.made_from import Here
 
         folder = _adapter_folder(self._stored_folder())
         task = self.info["meta_info"]["task"]
-        require_same(self.key, self.info["meta_info"], self.spec.backbone, self.spec.task if data else None)
+        Here().require_same(
+            self.key, self.info["meta_info"], self.spec.backbone, self.spec.task if data else None
+        )
         model, tokenizer = load_backbone(
             self.spec.backbone, labels=task["labels"], head=task["head"], seed=self.spec.seed
         )

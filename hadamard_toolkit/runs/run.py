@@ -1,7 +1,8 @@
-"""`run`: train one spec, once."""
+"""`run`: train one spec, once; what to do with a run that could not be stored, or whose weights were not."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,22 +15,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from hadamard_toolkit.errors import DataError, StoreError
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs import environment
-from hadamard_toolkit.runs.record import Run
-from hadamard_toolkit.runs.rescue import UnsavedRunError
+from hadamard_toolkit.runs.fusion_sources import Sources, sources
+from hadamard_toolkit.runs.record import KEPT, Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hadamard_toolkit.adapters.attachment import Attachment
-    from hadamard_toolkit.runs.fusion_sources import Sources
     from hadamard_toolkit.tasks.base import Task
     from hadamard_toolkit.training.features import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
     from hadamard_toolkit.training.stages import OnStep
+
+TOLERANCE = 1e-3  # of logits: another machine, another number of threads
+
+
+class UnsavedRunError(StoreError):
+    """The run was trained, but could not be written to its store. `run` holds it, trained attachment included."""
+
+    def __init__(self, run: Run, store: RunStore, reason: BaseException) -> None:
+        self.run, self.store = run, store
+        super().__init__(
+            f"the run {run.key} is trained, but could not be written to store={str(store.folder)!r} "
+            f"({type(reason).__name__}: {reason}); the attribute `run` of this error holds it"
+        )
 
 
 def run(
@@ -38,12 +52,12 @@ def run(
     """Train what `spec` says and return the finished run, `Run.attachment` included.
 
     An `AdapterFusion` has two phases: first the adapters of its `tasks`, each a run of its own with the same backbone,
-    protocol and seed (found in the store or trained into it), then the fusion over them; see `fused.sources`.
+    protocol and seed (found in the store or trained into it), then the fusion over them; see `fusion_sources.sources`.
 
     With a `store` (or its folder) the run is recorded there, and a run that is there already is read, not trained
-    again; then `attachment` is None and `Run.restore` loads it. If that run was made from other content than lies here
-    now under the names of its backbone and task, it is a `DataError`; `RunStore.outdated` lists such runs. A failure
-    is recorded with its reason and raised. A store that cannot be written to is a `StoreError` before anything is
+    again; then `attachment` is None and `Run.restore` loads it. `DataError` if that run was made from other content
+    than is here now under the names of its backbone and task; `RunStore.outdated` lists such runs. A failure is
+    recorded with its reason and raised. A store that cannot be written to is a `StoreError` before anything is
     trained; where writing fails later, the `UnsavedRunError` carries the trained run. `more` are facts for its
     `train_info`.
 
@@ -79,10 +93,52 @@ def record(done: Run, store: RunStore) -> None:
         raise UnsavedRunError(done, store, error) from error
 
 
-def _train(spec: RunSpec, store: RunStore | None = None) -> Run:
-    from hadamard_toolkit.runs.fusion_sources import sources
+def rescue(error: BaseException) -> Path | None:
+    """Write the run that `error`, or a cause of it, carries into a new temporary folder; the run's folder there.
 
-    with sources(spec, store) as under:
+    None where there is no run to save, or nowhere to save it.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UnsavedRunError):
+        cause = cause.__cause__
+    if cause is None:
+        return None
+    try:
+        folder = tempfile.mkdtemp(prefix="hadamard-unsaved-")
+        return RunStore(folder, keep=cause.store.keep).add(cause.run).folder
+    except Exception:  # the disk that is full may be the only one
+        return None
+
+
+def live(stored: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
+    """A stored run as a working model: (model, tokenizer, attachment), with its stored weights.
+
+    Where the store has not kept them, the run is trained again in memory. Its test logits must then equal the stored
+    ones to 1e-3, as they do on the machine that made them; otherwise a `DataError` says how far off they are.
+    """
+    from hadamard_toolkit.backbones import load_backbone
+
+    if stored.info["run_info"]["weights"] == KEPT:
+        return stored.restore()
+    again = run(stored.spec)
+    assert again.attachment is not None
+    for name in ("logits", "score"):
+        if name in stored.predictions["test"]:
+            expected, repeated = stored.predictions["test"][name], again.predictions["test"][name]
+            off = (
+                float(np.abs(repeated - expected).max()) if expected.shape == repeated.shape else float("inf")
+            )
+            if not off <= TOLERANCE:
+                raise DataError(
+                    f"run {stored.key} was trained again and came out otherwise (test {name} differ by up to "
+                    f'{off:.2g}); do it anew with RunStore(folder, keep="adapters"), which keeps its weights'
+                )
+    _, tokenizer = load_backbone(stored.spec.backbone, labels=stored.info["meta_info"]["task"]["labels"])
+    return again.attachment.model, tokenizer, again.attachment
+
+
+def _train(spec: RunSpec, store: RunStore | None = None) -> Run:
+    with sources(spec, store, train=run) as under:
         return _train_over(spec, under)
 
 
@@ -91,18 +147,18 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
 
     environment.reset_peak_memory()
     begun = time.perf_counter()
-    made = prepare(spec, under)
+    prepared = prepare(spec, under)
     outcome = train(
-        made.attachment,
-        made.task,
-        made.tokenizer,
+        prepared.attachment,
+        prepared.task,
+        prepared.tokenizer,
         replace(spec.protocol, pretraining=()),
         seed=spec.seed,
         feature_store=features_of_process(),
-        on_step=made.on_step,
+        on_step=prepared.on_step,
     )
-    made.times["total"] = time.perf_counter() - begun
-    return finished(made, outcome, under.record())
+    prepared.times["total"] = time.perf_counter() - begun
+    return finished(prepared, outcome, under.record())
 
 
 @dataclass
@@ -148,6 +204,8 @@ def prepare(spec: RunSpec, under: Sources, tasks: Tasks | None = None) -> Prepar
                 "head": task.head,
                 "labels": task.n_labels,
                 **task.provenance,
+                "label_names": list(task.labels),
+                "metric": task.metric,
                 "content": content,
             },
         }
@@ -168,31 +226,34 @@ def prepare(spec: RunSpec, under: Sources, tasks: Tasks | None = None) -> Prepar
     return Prepared(spec, task, tokenizer, attachment, on_step, made_from, pretraining, started, times)
 
 
-def finished(made: Prepared, outcome: Outcome, more: Mapping[str, Any]) -> Run:
+def finished(prepared: Prepared, outcome: Outcome, more: Mapping[str, Any]) -> Run:
     """The run that `outcome` makes of what was prepared; `more` goes into its `train_info`."""
-    spec, task, attachment = made.spec, made.task, made.attachment
+    attachment = prepared.attachment
     info = {
         "rows": outcome.details["parts"],
-        "run_info": {"started": made.started.isoformat(timespec="seconds"), "git": environment.git_state()},
+        "run_info": {
+            "started": prepared.started.isoformat(timespec="seconds"),
+            "git": environment.git_state(),
+        },
         "train_info": {
-            **_details(outcome),
+            **{name: value for name, value in outcome.details.items() if name != "parts"},
             **_sparsity(attachment),
             **more,
             "peak_memory": environment.peak_memory(),
         },
         "meta_info": {
             **_meta(attachment),
-            **made.made_from,
-            **({"pretraining": made.pretraining} if made.pretraining else {}),
+            **prepared.made_from,
+            **({"pretraining": prepared.pretraining} if prepared.pretraining else {}),
         },
     }
     return Run(
-        spec=spec,
+        spec=prepared.spec,
         metrics=outcome.metrics,
-        headline=task.metric,
+        headline=prepared.task.metric,
         history=pd.DataFrame(outcome.history),
         counts=attachment.count(),
-        times={**outcome.times, **made.times},
+        times={**outcome.times, **prepared.times},
         info=info,
         predictions=_predictions(outcome),
         answers=outcome.answers,
@@ -219,10 +280,6 @@ def _timed(times: dict[str, float], name: str) -> Iterator[None]:
         yield
     finally:
         times[name] = time.perf_counter() - begun
-
-
-def _details(outcome: Outcome) -> dict[str, Any]:
-    return {name: value for name, value in outcome.details.items() if name != "parts"}
 
 
 def _sparsity(attachment: Attachment) -> dict[str, Any]:

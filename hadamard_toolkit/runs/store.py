@@ -1,13 +1,11 @@
-"""A folder of runs: one folder per run, named by its key. Present means done; no index, no server, no database."""
+"""A folder of runs: one folder per run, named by its key, or several runs in a packed file."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
-import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,40 +18,25 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from hadamard_toolkit.errors import ArgumentError, DataError, StoreError, check_choice
-from hadamard_toolkit.paths import atomic_folder, atomic_write
-from hadamard_toolkit.runs import made_from
+from hadamard_toolkit.paths import atomic_folder, atomic_write, remove_leftovers
 from hadamard_toolkit.runs.environment import describe_error
-from hadamard_toolkit.runs.made_from import ASIDE
-from hadamard_toolkit.runs.packed import Pack, packs_in
-from hadamard_toolkit.runs.record import (
-    KEEP,
-    RECORD,
-    Run,
-    check_record,
-    describe,
-    read_record,
-    read_run,
-    stored_vectors,
-    write_run,
-)
+from hadamard_toolkit.runs.labels import describe
+from hadamard_toolkit.runs.made_from import Here, sources_of
+from hadamard_toolkit.runs.plan import load_plan
+from hadamard_toolkit.runs.record import KEEP, RECORD, Run, read_run, stored_vectors, write_run
+from hadamard_toolkit.runs.shelf import ASIDE, CLAIMS, FAILED, SOURCES, Shelf
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.table import COLUMNS, tidy
 
 if TYPE_CHECKING:
-    from hadamard_toolkit.runs.made_from import Here
     from hadamard_toolkit.sparsity.masks import Masks
 
-FAILED, CLAIMS, MEASURED = "failed", ".claims", "measured"
-KEY = re.compile(r"[0-9a-f]{16}")
-STAGING = re.compile(r"\.staging-(\d+)-")
-STALE_SECONDS = (
-    600  # a record is written in seconds; a process of another machine is not ours to judge sooner
-)
+MEASURED = "measured"  # folder of a run
 PROBE = 1 << 20  # bytes that a store must have room for before a run is trained for it
 
 
-class RunStore:
-    """The runs in `folder`, which comes into being with the first one.
+class RunStore(Shelf):
+    """The runs in `folder`, which is made for the first one. Present means done: no index, no server, no database.
 
     Many processes may read and write one store at a time. `keep` says which runs keep their trained weights; all else
     of a run, its masks among it, is kept in any case:
@@ -70,13 +53,12 @@ class RunStore:
     def __init__(self, folder: str | Path, *, keep: str = "adapters") -> None:
         if folder == "":  # as of a variable that is not set
             raise ArgumentError("folder='' is not allowed; name a folder, or say '.' for this one")
-        self.folder = Path(folder).expanduser()
+        super().__init__(Path(folder).expanduser())
         check_choice("keep", keep, KEEP)
         self.keep = keep
-        self._only: frozenset[str] | None = None
-        for place in (self.folder, *self.folder.parents):
-            if os.path.isfile(place):
-                what = "it is a file" if place == self.folder else f"{place} is a file"
+        for path in (self.folder, *self.folder.parents):
+            if os.path.isfile(path):
+                what = "it is a file" if path == self.folder else f"{path} is a file"
                 raise ArgumentError(f"folder={str(folder)!r} is not allowed; {what}, and a store is a folder")
 
     def only(self, runs: Iterable[RunSpec | str] | str | Path) -> RunStore:
@@ -85,13 +67,10 @@ class RunStore:
         store.only("data/reference_runs/spine.toml").load()
         """
         if isinstance(runs, str | Path):
-            from hadamard_toolkit.runs.plan import load_plan
-
             runs = load_plan(runs)
+        keys = (self.known(run).key if isinstance(run, RunSpec) else self.resolve(run) for run in runs)
         part = RunStore(self.folder, keep=self.keep)
-        part._only = frozenset(
-            self.known(run).key if isinstance(run, RunSpec) else self._resolve(run) for run in runs
-        )
+        part._only = frozenset(keys)
         return part
 
     def __repr__(self) -> str:
@@ -99,58 +78,11 @@ class RunStore:
 
     # reading ---------------------------------------------------------------------------------------------------
 
-    def keys(self) -> list[str]:
-        """Keys of the runs that are done, sorted."""
-        found = {
-            path.name for path in self._folders() if KEY.fullmatch(path.name) and (path / RECORD).is_file()
-        }
-        packed = (key for pack in packs_in(self.folder) for key in pack.names if self._shown(key))
-        return sorted(found.union(packed))
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __contains__(self, run: object) -> bool:
-        key = run.key if isinstance(run, RunSpec) else run
-        if not isinstance(key, str) or not KEY.fullmatch(key) or not self._shown(key):
-            return False
-        return (self.folder / key / RECORD).is_file() or self._pack_of(key) is not None
-
-    def known(self, spec: RunSpec) -> RunSpec:
-        """`spec` as this store has it: a run on a folder may be recorded under the spelling that the caller gave."""
-        earlier = spec.as_given()
-        return earlier if spec not in self and earlier in self else spec
-
     def run(self, key: str) -> Run:
         """The run with this key, or with the only key that begins so. `ArgumentError` for none or several."""
         run = read_run(self.folder_of(key))
         run.store = self.folder
         return run
-
-    def record(self, key: str) -> dict[str, Any]:
-        """The checked run.json of the run with this very key, loose or packed; `DataError` says what is wrong."""
-        return self._record(key, self._pack_of(key))
-
-    def _record(self, key: str, pack: Pack | None) -> dict[str, Any]:
-        folder = self.folder / key
-        if pack is not None and not (folder / RECORD).is_file():
-            return check_record(pack.record(key), folder)
-        return read_record(folder)
-
-    def folder_of(self, key: str) -> Path:
-        """The folder that holds the files of a run; those of a packed run are unpacked into the cache for it."""
-        key = self._resolve(key)
-        if not (self.folder / key / RECORD).is_file() and (pack := self._pack_of(key)):
-            return pack.folder(key)
-        return self.folder / key
-
-    def has(self, key: str, name: str) -> bool:
-        """Whether the run has a file of this name, such as `"masks.safetensors"` or `"measured/removal.json"`."""
-        pack = self._pack_of(key)
-        return (self.folder / key / name).is_file() or (pack is not None and name in pack.names[key])
-
-    def _pack_of(self, key: str) -> Pack | None:
-        return next((pack for pack in packs_in(self.folder) if key in pack.names), None)
 
     def vectors(self, key: str) -> dict[str, np.ndarray]:
         """Trained vectors of a run, stacked over layers, without loading a backbone; see `Attachment.vectors`."""
@@ -177,16 +109,15 @@ class RunStore:
                 f"store={str(self.folder)!r} is not there; it comes into being with its first run"
             )
         rows: list[dict[str, Any]] = []
-        packed = {key: pack for pack in packs_in(self.folder) for key in pack.names if self._shown(key)}
-        for key in sorted({*packed, *(folder.name for folder in self._folders())}):
-            folder = self.folder / key
+        packs = self._packs()
+        for key in sorted({*packs, *self._folders()}):
             try:
-                rows += tidy(self._record(key, packed.get(key)))
+                rows += tidy(self._record(key, packs.get(key)))
             except DataError as error:
-                warnings.warn(f"skipped {folder}: {error}", stacklevel=2)
+                warnings.warn(f"skipped {self.folder / key}: {error}", stacklevel=2)
             except (KeyError, TypeError, AttributeError) as error:
                 reason = f"{RECORD} is not that of a run ({type(error).__name__}: {error})"
-                warnings.warn(f"skipped {folder}: {reason}", stacklevel=2)
+                warnings.warn(f"skipped {self.folder / key}: {reason}", stacklevel=2)
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
             {"headline": bool, "subset": bool, "value": float}
         )
@@ -221,53 +152,64 @@ class RunStore:
         return pd.DataFrame(flat, columns=columns)
 
     def check_unchanged(self, run: RunSpec | str, *, here: Here | None = None) -> None:
-        """Raise `DataError` if a run of this store was made from other content than lies here now; see `outdated`.
+        """Raise `DataError` if a run of this store was made from other content than is here now; see `outdated`.
 
         `here` is what several checks share, so that each backbone and task is looked at once.
         """
-        made_from.require_unchanged(self, run.key if isinstance(run, RunSpec) else self._resolve(run), here)
+        here = here or Here()
+        record = self.record(run.key if isinstance(run, RunSpec) else self.resolve(run))
+        spec = record["spec"]
+        here.require_same(record["key"], record.get("meta_info", {}), spec["backbone"], spec["task"])
+        for source in sources_of(record):
+            if source in self:
+                self.check_unchanged(source, here=here)
 
     def outdated(self) -> pd.DataFrame:
-        """Runs made from other content than lies here now: key, backbone, task, label, seed, reason.
+        """Runs made from other content than is here now: key, backbone, task, label, seed, reason.
 
-        Compared are the backbone (weights, config, vocabulary) and the data of the tasks, as far as the record tells of
-        them and they are on this machine, and so are the runs whose adapters a run fuses. `set_aside` makes room for
-        such runs to be done again.
+        Compared are the backbone (weights, config, vocabulary) and the data, labels and metric of the tasks, as far as
+        the record holds them and they are on this machine, and so are the runs whose adapters a run fuses. `set_aside`
+        makes room for such runs to be done again.
         """
-        return made_from.outdated(self)
+        here, records, reasons = Here(), {}, {}
+        for key in self.keys():
+            try:
+                records[key] = self.record(key)
+            except DataError as error:
+                warnings.warn(f"skipped {self.folder / key}: {error}", stacklevel=2)
+        for key, record in records.items():
+            if changes := here.changes_of(record):
+                reasons[key] = "; ".join(changes)
+        for key, record in records.items():
+            if stale := [source for source in sources_of(record) if source in reasons]:
+                reasons.setdefault(key, f"it builds on run {stale[0]}: {reasons[stale[0]]}")
+        rows = [{**records[key]["spec"], **records[key], "reason": reasons[key]} for key in sorted(reasons)]
+        return pd.DataFrame(rows, columns=["key", "backbone", "task", "label", "seed", "reason"])
 
     def set_aside(self, keys: Iterable[str]) -> Path:
         """Move these runs into the folder `aside` of the store, where they no longer count; nothing is deleted.
 
-        Returns that folder. A run comes back when its folder there, `<key>.1`, is moved to `<key>` in the store.
+        Weights that the store kept for fusions over these runs go with them. Returns that folder. A run comes back
+        when its folder there, `<key>.1`, is moved to `<key>` in the store.
         """
+        keys = [self.resolve(key) for key in keys]
+        if packed := [key for key in keys if not self._is_loose(key)]:
+            raise ArgumentError(
+                f"key={packed[0]!r} is a packed run; put its plan back into folders first "
+                "(hadamard pack --undo PLAN.toml)"
+            )
+        aside = self.folder / ASIDE
         try:
-            return made_from.set_aside(self, [self._resolve(key) for key in keys])
+            aside.mkdir(exist_ok=True)
+            for key in keys:
+                numbered = (aside / f"{key}.{number}" for number in itertools.count(1))
+                target = next(path for path in numbered if not path.exists())
+                (self.folder / key).rename(target)
+                if (self.folder / SOURCES / key).is_dir():
+                    (self.folder / SOURCES / key).rename(target / SOURCES)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        with os.scandir(self.folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        return [
-            self.folder / name for name in sorted(names) if name not in (FAILED, ASIDE) and self._shown(name)
-        ]
-
-    def _shown(self, key: str) -> bool:
-        return self._only is None or key in self._only
-
-    def _resolve(self, key: str) -> str:
-        if key in self:
-            return key
-        found = [known for known in self.keys() if key and known.startswith(key)]
-        if len(found) == 1:
-            return found[0]
-        reason = (
-            f"begins the keys {', '.join(found)}; give more of it" if found else f"is no run of {self.folder}"
-        )
-        raise ArgumentError(f"key={key!r} {reason}")
+        return aside
 
     def measured(self, key: str, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table `name` that was measured on a finished run, or what `measure()` gives, written beside the run.
@@ -275,7 +217,7 @@ class RunStore:
         Studies ask the same run many things (its score without layer 3, its attention norms); each is measured once.
         `name` is a file name without ending. The table comes back from its file either way, with plain columns.
         """
-        key, file = self._resolve(key), f"{MEASURED}/{name}.json"
+        key, file = self.resolve(key), f"{MEASURED}/{name}.json"
         path = self.folder / key / file
         if not path.is_file() and self.has(key, file):
             path = self.folder_of(key) / file
@@ -309,7 +251,7 @@ class RunStore:
 
     def add(self, run: Run) -> Run:
         """Write a freshly trained run, wholly or not at all, and forget an earlier failure of it."""
-        self._clean()
+        remove_leftovers(self.folder)
         target = self.folder / run.key
         with atomic_folder(target) as staging:
             write_run(run, staging, keep=self.keep)
@@ -359,28 +301,7 @@ class RunStore:
         finally:
             lock.release()
 
-    def _clean(self) -> None:
-        """Remove what killed processes left half-written."""
-        for path in self.folder.glob(".staging-*"):
-            owner = STAGING.match(path.name)
-            try:
-                age = time.time() - path.stat().st_mtime
-            except FileNotFoundError:  # its writer has just finished
-                continue
-            if owner and age > STALE_SECONDS and not _alive(int(owner[1])):
-                shutil.rmtree(path, ignore_errors=True)
-
 
 def as_store(store: RunStore | str | Path) -> RunStore:
     """A store as it is, or the store in a folder."""
     return store if isinstance(store, RunStore) else RunStore(store)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it lives and belongs to somebody else
-        return True
-    return True

@@ -42,6 +42,7 @@ TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     "embedded/word-order": embedded.word_order,
     "embedded/next-sentence": embedded.next_sentence,
 }
+_BUILT_IN = dict(TASKS)
 
 
 def load_task(
@@ -68,6 +69,11 @@ def canonical(name: str) -> str:
     raise ArgumentError(
         f"name={name!r} is no known task.{suggestion(name, TASKS)} Known tasks: {', '.join(TASKS)}"
     )
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the task `name` has the loader of this library, not one that a user has put into `TASKS`."""
+    return name in TASKS and TASKS[name] is _BUILT_IN.get(name)
 
 
 def _squash(name: str) -> str:

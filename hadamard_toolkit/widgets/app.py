@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError
+from hadamard_toolkit.errors import ArgumentError, DataError, MissingExtraError, ToolkitError
 from hadamard_toolkit.runs.store import RunStore
-from hadamard_toolkit.runs.sweep import MissingExtraError
 
 if TYPE_CHECKING:
     import ipywidgets as widgets

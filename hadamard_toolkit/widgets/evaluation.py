@@ -116,7 +116,7 @@ class Evaluation:
     @classmethod
     def of_run(cls, run: Run, *, split: str | None = None, **options: Any) -> Self:
         """Of a stored run: its weights, and by default the very rows that it held out."""
-        from hadamard_toolkit.runs.live import live
+        from hadamard_toolkit.runs.run import live
         from hadamard_toolkit.tasks.registry import load_task
 
         chosen = split or ("validation" if "validation" in run.predictions else "test")

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.errors import ArgumentError, MissingExtraError
 from hadamard_toolkit.plotting.export import Saved, save
 from hadamard_toolkit.plotting.pruner import pruned_layers
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
-from hadamard_toolkit.runs.sweep import MissingExtraError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.widgets import views
 from hadamard_toolkit.widgets.background import Background, Idle, Steps

@@ -119,7 +119,7 @@ class Retraining:
 
 def main() -> None:
     """The other process: a spec on stdin; store and what it keeps as arguments; the attempt on stdout."""
-    from hadamard_toolkit.runs.sweep import attempt_run
+    from hadamard_toolkit.runs.engines import attempt_run
 
     folder, keep = sys.argv[1:]
     attempt = attempt_run(RunSpec.from_dict(json.loads(sys.stdin.read())), RunStore(folder, keep=keep))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.training.protocols import smoke
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
@@ -59,3 +63,28 @@ def make_spec(
         return replace(spec, **changes)
 
     return make
+
+
+@pytest.fixture
+def done(make_spec: Callable[..., RunSpec], tmp_path: Path) -> RunStore:
+    """A store with one real run."""
+    store = RunStore(tmp_path / "runs")
+    run(make_spec(), store)
+    return store
+
+
+def copies(store: RunStore, count: int) -> list[RunSpec]:
+    """The one run of the store under `count` further seeds."""
+    (key,) = store.keys()
+    template = store.folder / key
+    text = (template / "run.json").read_text()
+    spec = RunSpec.from_dict(json.loads(text)["spec"])
+    specs = [replace(spec, seed=seed) for seed in range(1, count + 1)]
+    for other in specs:
+        folder = store.folder / other.key
+        shutil.copytree(template, folder)
+        record = json.loads(text)
+        record |= {"spec": other.to_dict(), "key": other.key}
+        record["metrics"]["test"]["accuracy"] = other.seed / 1000
+        (folder / "run.json").write_text(json.dumps(record))
+    return specs

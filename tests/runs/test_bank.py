@@ -12,8 +12,8 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs import bank as module
-from hadamard_toolkit.runs import sweep as sweeping
-from hadamard_toolkit.runs.bank import Bank, jobs, run_bank, specs_of
+from hadamard_toolkit.runs import engines
+from hadamard_toolkit.runs.bank import Bank, banks, run_bank
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -63,15 +63,13 @@ def test_runs_that_fit_share_a_bank_and_no_others(make_spec: MakeSpec) -> None:
     lora = [make_spec(seed=seed, adapter=ht.LoRA()) for seed in range(2)]
     other_batch = make_spec(protocol=SMALL)
     plan = [hadamard[0], lora[0], hadamard[1], other_batch, other_rate, hadamard[2], lora[1]]
-    found = jobs(plan, 3)
-    assert [specs_of(job) for job in found] == [
+    assert [bank.specs for bank in banks(plan, 3)] == [
         (hadamard[0], hadamard[1], other_rate),
         (hadamard[2],),
         (lora[0], lora[1]),
         (other_batch,),
     ]
-    assert jobs(plan, 1) == plan
-    assert isinstance(found[0], Bank)
+    assert banks(plan, 1) == [Bank((spec,)) for spec in plan]
 
 
 def test_auto_banks_on_a_gpu_and_keeps_the_bytes_of_single_runs_on_a_processor(
@@ -85,9 +83,9 @@ def test_auto_banks_on_a_gpu_and_keeps_the_bytes_of_single_runs_on_a_processor(
         for rate in rates
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert jobs(plan, "auto") == plan
+    assert banks(plan, "auto") == [Bank((spec,)) for spec in plan]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [len(specs_of(job)) for job in jobs(plan, "auto")] == [4, 4]
+    assert [len(bank.specs) for bank in banks(plan, "auto")] == [4, 4]
 
 
 @pytest.mark.parametrize("bank", [0, -1, "all", 1.5, True])
@@ -153,7 +151,7 @@ def test_a_bank_that_does_not_fit_the_memory_is_halved(
             raise torch.OutOfMemoryError("no room")
         return run_bank(specs)
 
-    monkeypatch.setattr(sweeping, "run_bank", short_of_memory)
+    monkeypatch.setattr(engines, "run_bank", short_of_memory)
     specs = [make_spec(seed=seed, adapter=ht.HeadOnly()) for seed in range(4)]
     assert sweep(specs, tmp_path, bank=4)["status"].tolist() == ["done"] * 4
     assert tried == [4, 2, 2]

@@ -9,7 +9,7 @@ import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.runs import estimate as module
-from hadamard_toolkit.runs.estimate import estimate
+from hadamard_toolkit.runs.estimate import duration, estimate
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -84,3 +84,10 @@ def test_nothing_recorded_is_said_and_not_guessed(make_spec: MakeSpec, tmp_path:
     found = estimate([make_spec()], RunStore(tmp_path / "none yet"))
     assert (found.seconds, found.unknown) == (0, 1)
     assert found.words() == "no estimate: nothing like these runs is recorded yet"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (120, "2 min"), (7300, "2 h 2 min")]
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

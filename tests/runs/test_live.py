@@ -11,7 +11,7 @@ import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.runs.live import live
+from hadamard_toolkit.runs.run import live
 from hadamard_toolkit.tasks import TASKS
 from tests.training.test_question_answering import SHORT, span_task
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,6 +172,39 @@ def test_data_of_your_own_under_the_same_name_are_refused(
     monkeypatch.setitem(TASKS, "mine", own(97))
     with pytest.raises(DataError, match="task 'mine', split 'train' was SHA-256"):
         run(spec, store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"labels": ("good", "bad")}, r"'label_names' was \['bad', 'good'\] and is \['good', 'bad'\]"),
+        ({"metric": "f1", "metrics": ("f1", "accuracy")}, "'metric' was accuracy and is f1"),
+    ],
+)
+@pytest.mark.parametrize("source", ["a list", "local parquet files, mine"])
+def test_other_label_names_or_another_metric_on_the_same_rows_are_refused(
+    spec: RunSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    reason: str,
+    source: str,
+) -> None:
+    task = replace(tiny_task(), name="mine", labels=("bad", "good"), provenance={"source": source})
+    monkeypatch.setitem(TASKS, "mine", lambda root: task)
+    spec, store = replace(spec, task="mine"), RunStore(tmp_path / "store")
+    run(spec, store)
+    assert run(spec, store).attachment is None
+    other = replace(task, **changes)
+    assert other.content() == task.content()
+    monkeypatch.setitem(TASKS, "mine", lambda root: other)
+    with pytest.raises(DataError, match=f"task 'mine' {reason}"):
+        run(spec, store)
+    path = store.folder / spec.key / "run.json"
+    record = json.loads(path.read_text())
+    del record["meta_info"]["task"]["label_names"], record["meta_info"]["task"]["metric"]
+    path.write_text(json.dumps(record))  # as earlier versions wrote it
+    assert run(spec, store).attachment is None
 
 
 def test_what_is_not_here_is_no_difference(

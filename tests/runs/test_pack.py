@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.pack import pack, unpack
-from hadamard_toolkit.runs.packed import Pack, packs_in, remove_packed
+from hadamard_toolkit.runs.packed import Pack, remove_packed
 from hadamard_toolkit.runs.plan import load_plan
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
@@ -214,7 +215,7 @@ def test_nothing_goes_before_the_file_is_checked(
     folder, plan = trained
     shutil.copytree(folder, tmp_path / "runs")
     before = contents(tmp_path / "runs")
-    monkeypatch.setattr(Pack, "files", lambda self, name=None: {})  # a disk that loses what it was given
+    monkeypatch.setattr(Pack, "files", lambda self: {})  # a disk that loses what it was given
     with pytest.raises(DataError, match="was not written as it should be"):
         pack(plan, tmp_path / "runs")
     assert contents(tmp_path / "runs") == before
@@ -230,35 +231,74 @@ def test_what_came_while_packing_stays(trained: tuple[Path, Path], tmp_path: Pat
     assert set(contents(tmp_path / key)) == {"measured/made_up.json", "measured/later.json"}
 
 
-def test_a_damaged_file_is_named(both: tuple[RunStore, RunStore, Path]) -> None:
-    _, packed, _ = both
-    path = packed.folder / "small.runs.parquet"
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 3
-    content[middle : middle + 64] = bytes(64)
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"small\.runs\.parquet"):
-        [found.files() for found in packs_in(packed.folder)]
-    path.write_text("no parquet at all")
-    with pytest.raises(DataError, match="is no packed plan"):
-        packed.load()
+def rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the packed file at `path` again, with every row changed; a changed content keeps its old checksum."""
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist([change(row) for row in table.to_pylist()], table.schema), path)
 
 
-def test_a_file_of_other_columns_or_another_format_is_not_read(
+@pytest.mark.parametrize("damage", ["no parquet", "bytes lost", "other columns", "another format"])
+def test_a_damaged_file_is_named_and_the_other_runs_are_read(
+    both: tuple[RunStore, RunStore, Path], damage: str
+) -> None:
+    loose, packed, _ = both
+    path, (key, other, *_) = packed.folder / "small.runs.parquet", loose.keys()
+    shutil.copytree(loose.folder / key, packed.folder / key)
+    content = path.read_bytes()
+    if damage == "no parquet":
+        path.write_text("no parquet at all")
+    elif damage == "bytes lost":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        table = pq.read_table(path)
+        if damage == "other columns":
+            table = table.append_column("more", pa.nulls(len(table), pa.string()))
+        else:
+            table = table.replace_schema_metadata({b"format": b"none"})
+        pq.write_table(table, path)
+    with pytest.raises(DataError, match=r"small\.runs\.parquet is no packed plan"):
+        Pack(path)
+    for read in (packed.keys, lambda: list(packed.load()["key"].unique())):
+        with pytest.warns(UserWarning, match=r"skipped a packed file: .*small\.runs\.parquet.*; restore it"):
+            assert read() == [key]
+    assert packed.run(key).score == loose.run(key).score
+    with (
+        pytest.warns(UserWarning, match="skipped a packed file"),
+        pytest.raises(ArgumentError, match="no run"),
+    ):
+        packed.run(other)
+
+
+def test_one_damaged_record_of_a_packed_file_is_named_with_the_way_out(
     both: tuple[RunStore, RunStore, Path],
 ) -> None:
+    loose, packed, _ = both
+    path, (damaged, *others) = packed.folder / "small.runs.parquet", loose.keys()
+    spec = loose.run(damaged).spec
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"content": b"{}"} if (row["key"], row["name"]) == (damaged, "run.json") else row
+
+    rewritten(path, change)
+    with pytest.warns(UserWarning, match=f"checksum of {damaged}/run.json is wrong"):
+        assert sorted(packed.load()["key"].unique()) == others
+    (row,) = sweep([spec], packed).itertuples()
+    assert row.status == "failed"
+    assert f"restore the packed file {path} (git restore, or a copy of yours)" in row.reason
+    assert "hadamard pack --undo small.toml" in row.reason
+    assert f"remove the folder {packed.folder / damaged}" in row.reason
+    with pytest.raises(DataError, match=r"small\.runs\.parquet is damaged"):
+        packed.run(others[0])  # nothing is unpacked from a file whose content is not what it was
+
+
+@pytest.mark.parametrize("column", ["key", "name"])
+def test_a_packed_file_writes_nothing_outside_of_its_runs(
+    both: tuple[RunStore, RunStore, Path], column: str
+) -> None:
     _, packed, _ = both
-    path = packed.folder / "small.runs.parquet"
-    table = pq.read_table(path)
-    for other in (
-        table.append_column("more", pa.nulls(len(table), pa.string())),
-        table.replace_schema_metadata({b"format": b"none"}),
-    ):
-        pq.write_table(other, path)
-        with pytest.raises(
-            DataError, match=r"small\.runs\.parquet is no packed plan that this version reads"
-        ):
-            Pack(path)
+    rewritten(packed.folder / "small.runs.parquet", lambda row: row | {column: "../elsewhere"})
+    with pytest.raises(DataError, match=r"elsewhere.* is no file of a run"):
+        Pack(packed.folder / "small.runs.parquet").files()
 
 
 def test_without_a_cache_to_write_packed_runs_are_read_all_the_same(

@@ -10,8 +10,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.errors import StoreError
 from hadamard_toolkit.runs import run as module
 from hadamard_toolkit.runs.record import Run
-from hadamard_toolkit.runs.rescue import UnsavedRunError, rescue
-from hadamard_toolkit.runs.run import run
+from hadamard_toolkit.runs.run import UnsavedRunError, rescue, run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 
