@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class ToolkitError(Exception):
@@ -43,7 +48,8 @@ class TrainingError(ToolkitError, ArithmeticError):
 def suggestion(value: object, options: Iterable[object]) -> str:
     """ " Did you mean 'x'?", for an error about `value`; empty where no option looks like it.
 
-    The order of words, their case and what stands between them do not matter, nor that one name has more of them.
+    The order of words, their case and what stands between them do not matter, nor that one name has more of them;
+    initials stand for a name of several words.
     """
     if not isinstance(value, str) or not (asked := _words(value)):
         return ""
@@ -56,6 +62,11 @@ def suggestion(value: object, options: Iterable[object]) -> str:
             for option, own in words.items()
             if set(asked) <= set(own) or set(own) <= set(asked) or option.startswith(value.lower())
         ]
+        or [
+            option
+            for option in words
+            if "".join(re.findall(r"(?<![^\W_])[^\W_]", option.lower())) == value.lower()
+        ]
         or [joined[match] for match in difflib.get_close_matches(" ".join(asked), joined)]
     )
     return f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
@@ -63,6 +74,25 @@ def suggestion(value: object, options: Iterable[object]) -> str:
 
 def _words(name: str) -> list[str]:
     return sorted(re.findall(r"[^\W\d_]+|\d+", name.lower()))
+
+
+def check_fields(cls: type[T]) -> type[T]:
+    """Let the dataclass `cls` answer unknown and missing keywords with an `ArgumentError`, which suggests a field."""
+    init: Any = cls.__init__
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [field.name for field in fields]
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+
+    @functools.wraps(init)
+    def checked(self: T, *values: Any, **by_name: Any) -> None:
+        for name in by_name:
+            check_choice(f"field of {cls.__name__}", name, names)
+        if missing := [name for name in required[len(values) :] if name not in by_name]:
+            raise ArgumentError(f"{cls.__name__} needs the field {', '.join(map(repr, missing))}")
+        init(self, *values, **by_name)
+
+    cls.__init__ = checked  # type: ignore[assignment, method-assign]
+    return cls
 
 
 def check_choice(argument: str, value: object, allowed: Iterable[object]) -> None:

@@ -26,6 +26,7 @@ OPTIONS = ("macro-f1", "f1", "minilm-l6", "rank", 3, None)
         ("F1 score", " Did you mean 'f1'?"),  # more words
         ("r", " Did you mean 'rank'?"),  # a beginning
         ("macrof1", " Did you mean 'macro-f1'?"),  # a slip
+        ("mf", " Did you mean 'macro-f1'?"),  # initials
         ("bleu", ""),
         ("", ""),
         ("_", ""),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hadamard_toolkit.errors import ArgumentError, DataError
 
-Batch = Mapping[str, Tensor]
+Batch = dict[str, Tensor]  # model inputs and targets by name, each [rows, …]
 TARGETS = ("labels", "start_positions")  # what a loss needs, and counts rows by
 
 

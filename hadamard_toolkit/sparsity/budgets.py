@@ -17,9 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hadamard_toolkit.adapters.attachment import attach
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.backbones import backbone_from_config
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_whole
 from hadamard_toolkit.sparsity.maskable import targets
-from hadamard_toolkit.sparsity.spec import Maskable, check_whole
+from hadamard_toolkit.sparsity.spec import Maskable
 
 SIZES = ("bottleneck", "rank")  # fields that set the inner width of a part
 LARGEST = 8  # times the smallest width, if `sizes` are left out
@@ -50,7 +50,7 @@ def large_sparse(
     the maskable), `sparsity` (for `sparsify`, share removed), `total` (kept + other). Raises `ArgumentError` for a
     budget that no width meets, `UnsupportedError` for an adapter without a width.
     """
-    check_whole("budget", budget, 1)
+    check_whole("budget", budget, least=1)
     measure = _Measure(model, adapter, maskable)
     rows = []
     for size in _sizes(sizes, budget, measure, biases):
@@ -163,7 +163,7 @@ def _sizes(sizes: Iterable[int] | None, budget: int, measure: _Measure, biases: 
     if sizes is not None:
         found = list(sizes)
         for size in found:
-            check_whole("sizes", size, 1)
+            check_whole("sizes", size, least=1)
         return found
     size = 1
     while sum(measure(size)[: 1 + biases]) < budget:

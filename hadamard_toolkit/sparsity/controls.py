@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hadamard_toolkit.adapters.base import Adapter, adapter_from_dict
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_choice, check_whole
 from hadamard_toolkit.sparsity.allocate import keep_best, pools
 from hadamard_toolkit.sparsity.budgets import dense_adapter
 from hadamard_toolkit.sparsity.masks import Masks
-from hadamard_toolkit.sparsity.spec import CONTROLS, check_whole
+from hadamard_toolkit.sparsity.spec import CONTROLS
 
 _STREAMS = {"shuffled": 0x5F, "margins": 0x3C, "random": 0x4A, "uniform": 0x0F, "reinitialised": 0x11}
 TRADES = 64  # rounds of trades between rows; from about 16 on, nothing of the mask's own pattern is left
@@ -59,7 +59,7 @@ def controls(masks: Masks, seed: int = 0) -> dict[str, Masks | Adapter]:
 def control(masks: Masks, name: str, seed: int = 0) -> Masks:
     """One of the masks of `controls`, by name; it needs no attachment."""
     check_choice("control", name, CONTROLS)
-    check_whole("seed", seed, 0)
+    check_whole("seed", seed, least=0)
     noise = np.random.default_rng([seed, _STREAMS[name]])
     init_seed = masks.init_seed
     if name == "reinitialised":

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import adapter_to_dict
-from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_number, check_whole
 from hadamard_toolkit.sparsity.allocate import Pool, keep_best, pools
 from hadamard_toolkit.sparsity.batches import Batch, Batches
 from hadamard_toolkit.sparsity.guards import check_finite, check_rank
 from hadamard_toolkit.sparsity.maskable import Target, targets
 from hadamard_toolkit.sparsity.masks import Masks
 from hadamard_toolkit.sparsity.scores import SCORERS, Scene, Scores, scoring
-from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_sparsity, check_whole
+from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_sparsity
 
 TIED_SHARE = 0.01  # of all entries; from here on ties are worth a warning
 
@@ -76,10 +76,10 @@ def sparsify(
     check_choice("scorer", scorer, SCORERS)
     check_sparsity(sparsity)
     check_choice("scope", scope, SCOPES)
-    check_whole("rounds", rounds, 1)
-    check_whole("seed", seed, 0)
-    check_whole("warmup_steps", warmup_steps, 0)
-    check_range("warmup_rate", warmup_rate, above=0)
+    check_whole("rounds", rounds, least=1)
+    check_whole("seed", seed, least=0)
+    check_whole("warmup_steps", warmup_steps, least=0)
+    check_number("warmup_rate", warmup_rate, above=0)
     if attachment.masking:
         raise ArgumentError("this attachment has masks already; remove() them first")
     found = targets(attachment, maskable)

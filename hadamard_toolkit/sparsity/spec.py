@@ -7,22 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_fields, check_number, check_whole
 
 SCORERS = ("random", "magnitude", "erdos-renyi", "snip", "grasp", "synflow")
 SCOPES = ("global", "tensor", "layer")
 KINDS = ("projections", "biases", "vectors", "prefixes", "norms", "gates", "backbone")
 WHEN = ("init", "gradual")
-CONTROLS = (
-    "shuffled",
-    "margins",
-    "random",
-    "uniform",
-    "reinitialised",
-)  # what `controls` makes beside the dense adapter
+# What `controls` makes, beside the dense adapter.
+CONTROLS = ("shuffled", "margins", "random", "uniform", "reinitialised")
 Maskable = str | tuple[str, ...]
 
 
+@check_fields
 @dataclass(frozen=True)
 class Sparsity:
     """How an adapter is pruned in a run; see `sparsify` and, for `when="gradual"`, `GradualPruning`.
@@ -61,17 +57,11 @@ class Sparsity:
         check_sparsity(self.sparsity)
         object.__setattr__(self, "sparsity", float(self.sparsity))
         check_choice("scope", self.scope, SCOPES)
-        for name, least in (
-            ("rounds", 1),
-            ("examples", 1),
-            ("batch_size", 1),
-            ("warmup_steps", 0),
-            ("every", 1),
-        ):
-            check_whole(name, getattr(self, name), least)
+        for name in ("rounds", "examples", "batch_size", "every"):
+            check_whole(name, getattr(self, name), least=1)
+        check_whole("warmup_steps", self.warmup_steps, least=0)
         for name in ("seed", "data_seed"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 0)
+            check_whole(name, getattr(self, name), least=0, optional=True)
         if not isinstance(self.maskable, str):
             object.__setattr__(self, "maskable", tuple(self.maskable))
         check_choice("when", self.when, WHEN)
@@ -85,8 +75,8 @@ class Sparsity:
             raise ArgumentError(
                 f"scorer={self.scorer!r} is not allowed with when='gradual'; choose 'magnitude'"
             )
-        for name, needed in (("rounds", 1), ("warmup_steps", 0), ("control", None)):
-            if getattr(self, name) != needed:
+        for name, default in (("rounds", 1), ("warmup_steps", 0), ("control", None)):
+            if getattr(self, name) != default:
                 raise ArgumentError(
                     f"{name}={getattr(self, name)!r} is not allowed with when='gradual'; leave it out"
                 )
@@ -99,30 +89,16 @@ class Sparsity:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Sparsity:
         """The inverse of `to_dict`; fields left out take their defaults."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in record:
-            check_choice("field of Sparsity", name, known)
-        if missing := [name for name in ("scorer", "sparsity") if name not in record]:
-            raise ArgumentError(f"a Sparsity needs the field {', '.join(map(repr, missing))}")
         return cls(**record)
 
 
-def check_sparsity(value: Any) -> None:
+def check_sparsity(value: object) -> None:
     """Raise `ArgumentError` unless `value` is a share to remove: 0 <= value < 1."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ArgumentError(f"sparsity={value!r} is not allowed; it must be a number, the share removed")
-    check_range("sparsity", value, least=0, below=1)
+    check_number("sparsity", value, least=0, below=1)
 
 
 def check_schedule(begin: float, end: float, every: int) -> None:
     """Raise `ArgumentError` unless 0 <= begin < end <= 1 and every >= 1."""
-    check_range("begin", begin, least=0, below=1)
-    check_range("end", end, above=begin, most=1)
-    check_whole("every", every, 1)
-
-
-def check_whole(argument: str, value: Any, least: int) -> None:
-    """Raise `ArgumentError` unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentError(f"{argument}={value!r} is not allowed; it must be a whole number >= {least}")
-    check_range(argument, value, least=least)
+    check_number("begin", begin, least=0, below=1)
+    check_number("end", end, above=begin, most=1)
+    check_whole("every", every, least=1)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_fields, check_number, check_whole
 from hadamard_toolkit.training.pretraining_step import PRECISIONS, ContinuedPretraining, read_steps
 
 HEAD_POLICIES = ("trained", "frozen-random", "first-then-frozen")
 STAGE_ONE = ("cached", "full")
 SCHEDULES = ("linear", "constant")
 SELECTIONS = ("best", "last")
-# Fields that came after the first records. At their default they are not written, so that older keys still hold.
+# Fields added after the first records. They are written only if they differ from the default, so that keys stay.
 LATER: dict[str, Any] = {"stride": None, "pretraining": ()}
 
 
+@check_fields
 @dataclass(frozen=True)
 class Protocol:
     """How an attachment is trained; the same for every method, so that methods can be compared.
@@ -28,7 +30,7 @@ class Protocol:
         backbone, stage two freezes it and trains the adapter (Chen et al. 2023).
     learning_rate, epochs: of the stage that trains the adapter.
     head_learning_rate, head_epochs: of stage one of `"first-then-frozen"`.
-    stage_one: `"cached"` trains the head on features computed once by the backbone in evaluation mode;
+    stage_one: `"cached"` trains the head on features that the backbone computes once, in evaluation mode;
         `"full"` sends every batch through the backbone with its dropout on.
     batch_size: rows per update, over all processes. eval_batch_size: the same without gradients.
     max_length: tokens per row; longer rows are truncated.
@@ -36,7 +38,7 @@ class Protocol:
     warmup: share of the steps of a stage with a rising learning rate. schedule: what follows, `"linear"` (to
         zero; Hugging Face's "polynomial" of power 1) or `"constant"`.
     clip: largest gradient norm, or None. betas, epsilon: AdamW's.
-    patience: epochs without gain on the validation rows before a stage stops, or None.
+    patience: epochs without improvement on the validation rows before a stage stops, or None.
     select: `"best"` keeps the weights of the best epoch on the validation rows (a higher metric, or the same
         metric at a lower loss), `"last"` those of the last epoch. The test split never selects anything.
     train_rows: K, rows drawn from the training split with the seed of the run; None takes all that are left.
@@ -47,8 +49,8 @@ class Protocol:
     precision: `"fp32"` or `"bf16"` (autocast; the parameters stay float32).
     stride: span tasks only: tokens that two neighbouring windows over a long context share (`doc_stride` of the
         usual scripts). None is a third of `max_length`.
-    pretraining: steps of continued masked-language-model training, done in this order before the adapter is attached;
-        see `ContinuedPretraining`, `protocols.dapt` and `protocols.tapt`.
+    pretraining: steps of continued pretraining, done in this order before the adapter is attached; see
+        `ContinuedPretraining`, `protocols.dapt` and `protocols.tapt`.
     """
 
     head: str = "trained"
@@ -85,54 +87,33 @@ class Protocol:
         ):
             check_choice(field, getattr(self, field), allowed)
         for field in ("epochs", "head_epochs", "batch_size", "eval_batch_size"):
-            self._check_integer(field, least=1)
-        self._check_integer("max_length", least=3)
-        self._check_integer("validation_rows", least=0, optional=True)
-        self._check_integer("stride", least=0, optional=True)
+            check_whole(field, getattr(self, field), least=1)
         for field in ("train_rows", "test_rows", "patience"):
-            self._check_integer(field, least=1, optional=True)
+            check_whole(field, getattr(self, field), least=1, optional=True)
+        check_whole("max_length", self.max_length, least=3)
+        check_whole("validation_rows", self.validation_rows, least=0, optional=True)
+        check_whole("stride", self.stride, least=0, below=self.max_length, optional=True)
         for field in ("learning_rate", "head_learning_rate", "epsilon"):
-            self._check_number(field, above=0)
-        self._check_number("weight_decay", least=0)
-        self._check_number("warmup", least=0, below=1)
-        if self.clip is not None:
-            self._check_number("clip", above=0)
-        self._check_betas()
-        if self.stride is not None:
-            check_range("stride", self.stride, below=self.max_length)
+            check_number(field, getattr(self, field), above=0)
+        check_number("weight_decay", self.weight_decay, least=0)
+        check_number("warmup", self.warmup, least=0, below=1)
+        check_number("clip", self.clip, above=0, optional=True)
+        betas = tuple(self.betas) if isinstance(self.betas, Iterable) else ()
+        if len(betas) != 2:
+            raise ArgumentError(f"betas={self.betas!r} is not allowed; give two numbers, e.g. (0.9, 0.999)")
+        for beta in betas:
+            check_number("betas", beta, least=0, below=1)
+        # 1 and 1.0 are one protocol, and one JSON text.
+        for field in ("learning_rate", "head_learning_rate", "epsilon", "weight_decay", "warmup", "clip"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, float(getattr(self, field)))
+        object.__setattr__(self, "betas", tuple(map(float, betas)))
         object.__setattr__(self, "pretraining", read_steps(self.pretraining))
         if self.validation_rows == 0 and (self.select == "best" or self.patience is not None):
             raise ArgumentError(
                 f"validation_rows=0 is not allowed with select={self.select!r} and patience={self.patience!r}: "
                 "without validation rows only select='last' and patience=None are possible"
             )
-
-    def _check_integer(self, field: str, *, least: int, optional: bool = False) -> None:
-        value = getattr(self, field)
-        if optional and value is None:
-            return
-        if not isinstance(value, int) or isinstance(value, bool):
-            also = " or None" if optional else ""
-            raise ArgumentError(f"{field}={value!r} is not allowed; it must be an integer >= {least}{also}")
-        check_range(field, value, least=least)
-
-    def _check_number(self, field: str, **bounds: float) -> None:
-        value = getattr(self, field)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ArgumentError(f"{field}={value!r} is not allowed; it must be a number")
-        check_range(field, value, below=bounds.pop("below", float("inf")), **bounds)
-        object.__setattr__(self, field, float(value))  # 1 and 1.0 are one protocol, and one JSON text
-
-    def _check_betas(self) -> None:
-        try:
-            first, second = (float(beta) for beta in self.betas)
-        except (TypeError, ValueError):
-            raise ArgumentError(
-                f"betas={self.betas!r} is not allowed; give two numbers, e.g. (0.9, 0.999)"
-            ) from None
-        for beta in (first, second):
-            check_range("betas", beta, least=0, below=1)
-        object.__setattr__(self, "betas", (first, second))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; those of `LATER` only where they differ from their default."""
@@ -147,7 +128,4 @@ class Protocol:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Protocol:
         """The inverse of `to_dict`; fields left out take their defaults."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for field in record:
-            check_choice("field of Protocol", field, known)
         return cls(**record)

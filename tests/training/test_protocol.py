@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError
@@ -67,9 +68,12 @@ def test_a_bad_value_is_one_error_that_names_the_field(field: str, value: Any) -
         Protocol(**{field: value})
 
 
-def test_an_unknown_field_is_named() -> None:
-    with pytest.raises(ArgumentError, match="field of Protocol='lr'"):
-        Protocol.from_dict({"lr": 1e-3})
+@pytest.mark.parametrize("make", [Protocol.from_dict, lambda fields: Protocol(**fields)])
+def test_an_unknown_field_is_named_and_the_right_one_suggested(make: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"field of Protocol='lr' .*Did you mean 'learning_rate'\?$"):
+        make({"lr": 1e-3})
+    with pytest.raises(ArgumentError, match=r"field of Protocol='epoch' .*Did you mean 'epochs'"):
+        make({"epoch": 3})
 
 
 def test_without_validation_rows_the_last_epoch_is_allowed() -> None:
@@ -105,7 +109,7 @@ def test_presets_say_what_their_sources_say() -> None:
 def test_presets_take_changes() -> None:
     assert protocols.hadamard(epochs=1, head="trained").epochs == 1
     assert protocols.unipelt(100, patience=3).patience == 3
-    with pytest.raises(TypeError, match="learning"):
+    with pytest.raises(ArgumentError, match=r"field of Protocol='learning' is not allowed.*'learning_rate'"):
         protocols.smoke(learning=1)
 
 
@@ -181,13 +185,13 @@ def test_warm_up_rounds_up_and_the_schedule_follows(schedule: str, last: float) 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
-    add = stages._LossWatch.add
+    backward = Accelerator.backward
 
-    def noted(self: Any, epoch: int, loss: torch.Tensor, rate: float) -> None:
-        losses.append(float(loss))
-        add(self, epoch, loss, rate)
+    def noted(self: Accelerator, loss: torch.Tensor, **options: Any) -> None:
+        losses.append(loss.item())
+        backward(self, loss, **options)
 
-    monkeypatch.setattr(stages._LossWatch, "add", noted)
+    monkeypatch.setattr(Accelerator, "backward", noted)
     outcome, _, _ = trained(replace(TWO, head="trained", epochs=3), monkeypatch)
     steps = len(losses) // 3
     for epoch, row in enumerate(outcome.history):
