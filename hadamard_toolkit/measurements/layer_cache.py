@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import LayerSite, chosen_sites, only, parts_of
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
+from hadamard_toolkit.sparsity.batches import Batch
 
-Batch = dict[str, Tensor]
 GIB = 2**30
 BEGUN = 8  # passes that are kept half way
 TOLERANCE = 1e-6  # between resuming and computing all of it, relative to the largest logit

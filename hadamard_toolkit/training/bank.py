@@ -3,64 +3,57 @@
 Runs that share backbone, adapter and head shape differ in a few numbers only. Their parameters are stacked, the frozen
 ones are shared, and `torch.func.vmap` turns the model's own forward pass into one for all of them, whatever the method.
 Each run keeps its own rows and their order, dropout, clipping, schedule, weight decay, early stopping, selection and
-masks; one that is done leaves, and the batch shrinks.
+masks; a run that is done leaves, and the batch shrinks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.gates import Gate
 from hadamard_toolkit.errors import ToolkitError, UnsupportedError
 from hadamard_toolkit.tasks import Task
-from hadamard_toolkit.training.bank_stage import Bank, Part, StageOfBank, predict
-from hadamard_toolkit.training.bank_state import Forward, Table
+from hadamard_toolkit.training.bank_rows import BankRows
+from hadamard_toolkit.training.bank_stage import BankStage
+from hadamard_toolkit.training.bank_state import BankState, Forward, select
 from hadamard_toolkit.training.batching import Source
+from hadamard_toolkit.training.data import Data, Encoded, Features
 from hadamard_toolkit.training.evaluation import open_accelerator
 from hadamard_toolkit.training.features import FeatureStore, feature_source, without_backbone
 from hadamard_toolkit.training.loop import (
     ADAPTER_ROLES,
-    Data,
-    Features,
-    Known,
     Outcome,
     check,
-    check_ends,
     finish,
-    kind_of,
+    head_alone,
     metrics_of,
-    plan,
+    stages_of,
 )
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.splits import draw
-from hadamard_toolkit.training.stages import Run, Stage
+from hadamard_toolkit.training.stages import TrainingState
 from hadamard_toolkit.vocabulary import make_agree
 
-SHARED = (
-    "head",
-    "stage_one",
-    "precision",
-    "eval_batch_size",
-    "max_length",
-)  # fields of protocols that must be equal
+# Fields of protocols that must be equal.
+SHARED = ("head", "stage_one", "precision", "eval_batch_size", "max_length")
 PROBE_ROWS = 4
 TOLERANCE = 1e-3  # largest difference between a run's logits in the bank and alone, relative to their size
 
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a bank: what `train` takes for it."""
+    """One run of a bank: the arguments that `train` takes for it."""
 
     attachment: Attachment
     task: Task
@@ -77,23 +70,21 @@ def train_bank(
     The members have the same adapter on models of their own that share the backbone's values and the shape of the head.
     Their protocols agree in `SHARED`. Apart from rounding, and from the dropout that is drawn, each is trained as
     `train` would train it alone: its attachment holds the trained weights afterwards, or its old ones if it failed.
-    `times` are each run's share of the common time, and `details["bank"]` says how many runs there were.
+    `times` are each run's share of the common time, and `details["bank"]` is the number of runs.
 
     Raises `UnsupportedError` where these members cannot be trained as a bank; then nothing was changed.
     """
-    members, outcomes = list(members), dict[int, Outcome | Exception]()
-    fitting = []
+    outcomes: dict[int, Outcome | Exception] = {}
     for index, member in enumerate(members):
         try:
             check(member.attachment, member.task, member.protocol, member.seed)
             draw(member.task.splits, member.protocol, member.seed)
-            plan(member.attachment, member.protocol)
-            fitting.append(index)
         except ToolkitError as error:
             outcomes[index] = error
-    if fitting:
-        found = _train([members[index] for index in fitting], feature_store or FeatureStore())
-        outcomes |= dict(zip(fitting, found, strict=True))
+    valid = [index for index in range(len(members)) if index not in outcomes]
+    if valid:
+        trained = _train([members[index] for index in valid], feature_store or FeatureStore())
+        outcomes |= dict(zip(valid, trained, strict=True))
     return [outcomes[index] for index in range(len(members))]
 
 
@@ -109,43 +100,52 @@ def check_bank(members: Sequence[Member]) -> None:
         )
     if next(model.parameters()).device.type == "meta":
         raise UnsupportedError("a bank needs weights, and this model is on the meta device")
-    shapes = {name: p.shape for name, p in first.attachment.named_parameters().items()}
-    if len({p.dtype for p in first.attachment.parameters()}) > 1:
+    if len({parameter.dtype for parameter in first.attachment.parameters()}) > 1:
         raise UnsupportedError("a bank trains parameters of one type only")
     if any(isinstance(module, Gate) and module.mode == "original" for module in model.modules()):
         raise UnsupportedError(
             "gated='original' takes means over padding too, and a bank pads all its runs to one length; "
             "gated='masked' can be trained in a bank"
         )
-    frozen = _frozen(first.attachment)
     for member in members[1:]:
-        other = member.attachment
-        for field_ in SHARED:
-            own, wanted = getattr(member.protocol, field_), getattr(first.protocol, field_)
-            if own != wanted:
+        for name in SHARED:
+            value, shared = getattr(member.protocol, name), getattr(first.protocol, name)
+            if value != shared:
                 raise UnsupportedError(
-                    f"the runs of a bank need the same {field_}, not {wanted!r} and {own!r}"
+                    f"the runs of a bank need the same {name}, not {shared!r} and {value!r}"
                 )
-        if other.model.config.problem_type != model.config.problem_type:
-            raise UnsupportedError("the runs of a bank need heads of the same kind")
-        if other.adapter != first.attachment.adapter or member.task.kind != first.task.kind:
-            raise UnsupportedError("the runs of a bank need the same adapter and kind of task")
-        if {name: p.shape for name, p in other.named_parameters().items()} != shapes:
-            raise UnsupportedError("the runs of a bank need parameters of the same shapes")
-        if type(other.model) is not type(model) or not _same(frozen, _frozen(other)):
-            raise UnsupportedError("the runs of a bank need the same backbone")
+        one, other = first.attachment, member.attachment
+        same_adapter = other.adapter == one.adapter and member.task.kind == first.task.kind
+        same_head = other.model.config.problem_type == model.config.problem_type
+        for fits, what in (
+            (same_head, "heads of the same kind"),
+            (same_adapter, "the same adapter and kind of task"),
+            (_shapes(one) == _shapes(other), "parameters of the same shapes"),
+            (_same_backbone(one, other), "the same backbone"),
+        ):
+            if not fits:
+                raise UnsupportedError(f"the runs of a bank need {what}")
+
+
+def _shapes(attachment: Attachment) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in attachment.named_parameters().items()}
+
+
+def _same_backbone(one: Attachment, other: Attachment) -> bool:
+    these, those = _frozen(one), _frozen(other)
+    return (
+        type(one.model) is type(other.model)
+        and these.keys() == those.keys()
+        and all(
+            value is those[name] or torch.equal(value.to(those[name].device), those[name])
+            for name, value in these.items()
+        )
+    )
 
 
 def _frozen(attachment: Attachment) -> dict[str, Tensor]:
-    own = {id(parameter) for parameter in attachment.parameters()}
-    return {name: p for name, p in attachment.model.named_parameters() if id(p) not in own}
-
-
-def _same(these: dict[str, Tensor], those: dict[str, Tensor]) -> bool:
-    return these.keys() == those.keys() and all(
-        value is those[name] or torch.equal(value.to(those[name].device), those[name])
-        for name, value in these.items()
-    )
+    trained = {id(parameter) for parameter in attachment.parameters()}
+    return {name: p for name, p in attachment.model.named_parameters() if id(p) not in trained}
 
 
 def _train(members: list[Member], store: FeatureStore) -> list[Outcome | Exception]:
@@ -153,218 +153,153 @@ def _train(members: list[Member], store: FeatureStore) -> list[Outcome | Excepti
     accelerator = open_accelerator(members[0].protocol)
     if accelerator.num_processes > 1:
         raise UnsupportedError("a bank trains in one process; several share the rows of one run")
-    plans = [plan(member.attachment, member.protocol) for member in members]
-    template = members[0].attachment
-    with _flags_put_back(template) as keep_flags:
+    stages_by_run = [stages_of(member.attachment, member.protocol) for member in members]
+    details: dict[str, Any] = {"head": members[0].protocol.head, "stage_one": None, "fallback": None}
+    with _template_restored(members[0].attachment):
         bank = _open(members, accelerator)
-        details: dict[str, Any] = {"head": members[0].protocol.head, "stage_one": None, "fallback": None}
-        texts, features = _texts(bank), None
+        texts = BankRows(
+            bank.data,
+            accelerator.device,
+            lambda index, split: bank.runs[index].kind.source(bank.data[index].pool(split)[1]),
+        )
         _check_forward(bank, texts)
-        for stages in zip(*plans, strict=True):
+        for stages in zip(*stages_by_run, strict=True):
+            rows = texts
+            context: AbstractContextManager[Any] = nullcontext()
             if stages[0].name == "stage_one":
-                features = _train_heads(bank, stages, texts, store, details)
-            else:
-                features = None
-                _train_stage(bank, stages, texts)
-        predictions = _evaluate(bank, texts, features)
-        if 0 not in bank.failed:
-            keep_flags()
+                rows = _rows_for_heads(bank, texts, store, details)
+                context = head_alone(bank.template, cached=rows is not texts)
+            training, validation = (rows.part(name, bank.alive) for name in ("train", "validation"))
+            if training is not None:
+                with context:
+                    BankStage(bank, stages, training, validation).train()
+        predictions = _evaluate(bank, texts, rows)
     outcomes: list[Outcome | Exception] = []
-    for index in range(len(members)):
+    for index, of_run in enumerate(stages_by_run):
         if index in bank.failed:
             outcomes.append(bank.failed[index])
             continue
-        _hand_over(bank, index, {role for stage in plans[index] for role in stage.roles})
-        own = {**details, "bank": len(members)}
+        _hand_over(bank, index, {role for stage in of_run for role in stage.roles})
+        own = details | {"bank": len(members)}
         outcomes.append(finish(bank.runs[index], bank.data[index], predictions[index], own))
     return outcomes
 
 
 @contextmanager
-def _flags_put_back(template: Attachment) -> Iterator[Callable[[], None]]:
-    """Put `requires_grad` of the template back after the block, unless what this yields is called in it."""
-    flags = [(parameter, parameter.requires_grad) for parameter in template.parameters()]
+def _template_restored(template: Attachment) -> Iterator[None]:
+    """Put `requires_grad` and evaluation mode back after the block."""
+    required = [(parameter, parameter.requires_grad) for parameter in template.parameters()]
     try:
-        yield flags.clear
+        yield
     finally:
-        for parameter, flag in flags:
+        for parameter, flag in required:
             parameter.requires_grad_(flag)
         template.model.eval()
 
 
-def _open(members: list[Member], accelerator: Accelerator) -> Bank:
-    runs, data, known = [], [], dict[Any, Known]()
+def _open(members: list[Member], accelerator: Accelerator) -> BankState:
+    template, device = members[0].attachment, accelerator.device
     for tokenizer in {id(member.tokenizer): member.tokenizer for member in members}.values():
-        make_agree(members[0].attachment.model, tokenizer)
-    for member in members:
-        kind = kind_of(member.task, member.tokenizer, member.protocol)
-        metrics = metrics_of(member.task)
-        runs.append(Run(member.attachment, accelerator, member.protocol, kind, metrics, member.seed))
-        texts = known.setdefault((id(member.tokenizer), tuple(member.task.text_columns)), {})
-        data.append(Data(member.task, kind, draw(member.task.splits, member.protocol, member.seed), texts))
-        check_ends(member.attachment.model, member.tokenizer, data[-1])
-    device, template = accelerator.device, members[0].attachment
+        make_agree(template.model, tokenizer)
     template.model.to(device)
-    own = _once(template.named_parameters())
+    runs, data, encoded = [], [], dict[Any, Encoded]()
+    for member in members:
+        attachment, task, protocol, seed = member.attachment, member.task, member.protocol, member.seed
+        shared = encoded.setdefault((id(member.tokenizer), tuple(task.text_columns)), {})
+        data.append(Data(task, member.tokenizer, protocol, seed, shared))
+        runs.append(TrainingState(attachment, accelerator, protocol, data[-1].kind, metrics_of(task), seed))
+    # A tied tensor counts once, under the first of its names.
+    first_names = {id(p): name for name, p in reversed(template.named_parameters().items())}
+    parameters = {name: p for name, p in template.named_parameters().items() if first_names[id(p)] == name}
     states = [member.attachment.named_parameters() for member in members]
-    values = {name: torch.stack([state[name].detach().to(device) for state in states]) for name in own}
     masks = [masking.kept if (masking := member.attachment.masking) else {} for member in members]
-    removed = {
-        name: torch.stack(
-            [
-                ~mask[name] if name in mask else torch.zeros(parameter.shape, dtype=torch.bool)
-                for mask in masks
-            ]
-        ).to(device)
-        for name, parameter in own.items()
-        if any(name in mask for mask in masks)
-    }
-    return Bank(runs, data, accelerator, Forward(template.model, own), values, removed)
+    values, removed = {}, {}
+    for name, parameter in parameters.items():
+        values[name] = torch.stack([state[name].detach().to(device) for state in states])
+        if any(name in kept for kept in masks):
+            nothing = torch.zeros(parameter.shape, dtype=torch.bool)
+            removed[name] = torch.stack([~kept[name] if name in kept else nothing for kept in masks]).to(
+                device
+            )
+    return BankState(runs, data, accelerator, Forward(template.model, parameters), values, removed)
 
 
-def _once(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Each tensor under the first of its names."""
-    first = {id(parameter): name for name, parameter in reversed(parameters.items())}
-    return {name: parameter for name, parameter in parameters.items() if first[id(parameter)] == name}
+def _rows_for_heads(
+    bank: BankState, texts: BankRows, store: FeatureStore, details: dict[str, Any]
+) -> BankRows:
+    """What stage one trains on; `details` record it."""
+    details["stage_one"] = "full"
+    if bank.runs[0].protocol.stage_one != "cached":
+        return texts
+    by_run: dict[int, Features] = {}
 
+    def as_source(index: int, split: str) -> Source:
+        if index not in by_run:
+            state = replace(bank.runs[index], attachment=bank.template)
+            by_run[index] = Features(state, bank.data[index], store)
+        return feature_source(bank.template.model, *by_run[index].pool(split))
 
-class _Rows:
-    """The rows of all runs on the device, as text or as features: a table for each part, made when it is needed.
-
-    `pool(index, split)` gives the rows of a split that run `index` may need; runs that share a pool share its rows.
-    """
-
-    def __init__(self, bank: Bank, pool: Callable[[int, str], Source]) -> None:
-        self.bank, self._pool = bank, pool
-        self._tables: dict[tuple[int, ...], Table] = {}
-
-    def part(self, name: str) -> Part | None:
-        """Part `name` of the runs that have it, or None where no run has."""
-        data = self.bank.data
-        sources = {
-            index: self._pool(index, data[index].parts[name].split)
-            for index in self.bank.alive
-            if name in data[index].parts
-        }
-        if not sources:
-            return None
-        distinct = {id(source): source for source in sources.values()}
-        if tuple(distinct) not in self._tables:
-            rows = list(distinct.values())
-            self._tables[tuple(distinct)] = Table(rows, self.bank.accelerator.device)
-        starts = np.cumsum([0, *(len(source.rows) for source in distinct.values())])
-        begin = dict(zip(distinct, starts.tolist(), strict=False))
-        places = {index: begin[id(source)] + data[index].places(name) for index, source in sources.items()}
-        return Part(self._tables[tuple(distinct)], places)
-
-
-def _texts(bank: Bank) -> _Rows:
-    sources: dict[int, Source] = {}
-
-    def pool(index: int, split: str) -> Source:
-        _, examples = bank.data[index].pool(split)
-        if id(examples) not in sources:
-            sources[id(examples)] = bank.runs[index].kind.source(examples)
-        return sources[id(examples)]
-
-    return _Rows(bank, pool)
-
-
-def _features(bank: Bank, store: FeatureStore) -> _Rows:
-    sources: dict[int, Source] = {}
-
-    def pool(index: int, split: str) -> Source:
-        _, examples = bank.data[index].pool(split)
-        if id(examples) not in sources:
-            run = replace(bank.runs[index], attachment=bank.template)
-            vectors, labels = Features(run, bank.data[index], store).pool(split)
-            sources[id(examples)] = feature_source(bank.template.model, vectors, labels)
-        return sources[id(examples)]
-
-    return _Rows(bank, pool)
-
-
-def _train_heads(
-    bank: Bank, stages: Sequence[Stage], texts: _Rows, store: FeatureStore, details: dict[str, Any]
-) -> _Rows | None:
-    """Stage one on the bare backbone. Returns the features it used, if it used any."""
-    features: _Rows | None = None
-    if bank.runs[0].protocol.stage_one == "cached":
-        features = _features(bank, store)
-        try:
-            features.part("train"), features.part("validation")
-        except UnsupportedError as error:
-            features, details["fallback"] = None, str(error)
-    details["stage_one"] = "full" if features is None else "cached"
-    bare = bank.template.enabled(False) if features is None else without_backbone(bank.template.model)
-    with bare:
-        _train_stage(bank, stages, features or texts, head_alone=True)
+    features = BankRows(bank.data, bank.accelerator.device, as_source)
+    try:
+        features.part("train", bank.alive)
+        features.part("validation", bank.alive)
+    except UnsupportedError as error:
+        details["fallback"] = str(error)
+        return texts
+    details["stage_one"] = "cached"
     return features
 
 
-def _train_stage(bank: Bank, stages: Sequence[Stage], rows: _Rows, *, head_alone: bool = False) -> None:
-    training = rows.part("train")
-    if training is not None:  # None: no run is alive
-        StageOfBank(bank, stages, training, rows.part("validation"), head_alone=head_alone).train()
-
-
-def _evaluate(bank: Bank, texts: _Rows, features: _Rows | None) -> dict[int, dict[str, np.ndarray]]:
-    """Predictions of the selected weights on validation and test, by run; from features where heads alone trained."""
-    adapted = any(bank.template.parameters(role) for role in ADAPTER_ROLES)
-    rows = texts if features is None or adapted else features
-    names = list(dict.fromkeys(name for data in bank.data for name in data.parts if name != "train"))
-    found: dict[int, dict[str, np.ndarray]] = {index: {} for index in bank.alive}
-    parts = {name: rows.part(name) for name in names}
-    begun = time.perf_counter()
+def _evaluate(bank: BankState, texts: BankRows, rows: BankRows) -> dict[int, dict[str, np.ndarray]]:
+    """Predictions of the selected weights on validation and test, by run; from features if heads alone were trained."""
+    if any(bank.template.parameters(role) for role in ADAPTER_ROLES):
+        rows = texts
+    names = dict.fromkeys(name for data in bank.data for name in data.parts if name != "train")
+    parts = {name: rows.part(name, bank.alive) for name in names}
+    predictions: dict[int, dict[str, np.ndarray]] = {index: {} for index in bank.alive}
+    started = time.perf_counter()
     with nullcontext() if rows is texts else without_backbone(bank.template.model):
         for name, part in parts.items():
-            if part is None:
-                continue
-            values = bank.of(list(part.places), bank.values)
-            predicted = predict(bank, values, part.table, list(part.places.values()))
-            for index, own in zip(part.places, predicted, strict=True):
-                found[index][name] = own
+            if part is not None:
+                runs = list(part.positions)
+                logits = bank.predict(select(bank.values, runs, bank.values), part, runs)
+                for index, of_run in zip(runs, logits, strict=True):
+                    predictions[index][name] = of_run
     for index in bank.alive:
-        bank.runs[index].times["evaluation"] += (time.perf_counter() - begun) / len(bank.alive)
-    return found
+        bank.runs[index].times["evaluation"] += (time.perf_counter() - started) / len(bank.alive)
+    return predictions
 
 
-def _check_forward(bank: Bank, texts: _Rows) -> None:
+def _check_forward(bank: BankState, texts: BankRows) -> None:
     """Raise `UnsupportedError` unless a pass of the bank gives the logits that the model gives each run alone."""
-    part = texts.part("train")
+    name = type(bank.template.model).__name__
+    runs = sorted({0, len(bank.runs) - 1})
+    part = texts.part("train", runs)
     assert part is not None
-    here = sorted({0, len(bank.runs) - 1})
-    places = np.stack([part.places[index][np.arange(PROBE_ROWS) % len(part.places[index])] for index in here])
-    inputs, _ = part.table.take(places)
-    values = bank.of(here, bank.values)
+    positions = np.stack([np.resize(part.positions[index], PROBE_ROWS) for index in runs])
+    inputs, _ = part.table.take(positions)
+    values = select(bank.values, runs, bank.values)
     bank.template.model.eval()
     with torch.no_grad():
         try:
             together = bank.forward(values, inputs)
         except (RuntimeError, ToolkitError) as error:
-            why = str(error).partition("\n")[0]
             raise UnsupportedError(
-                f"{type(bank.template.model).__name__} cannot run as a bank: {why}"
+                f"{name} cannot run as a bank: {str(error).partition(chr(10))[0]}"
             ) from error
-        alone = torch.stack(
-            [
-                bank.forward.alone(
-                    {name: value[row] for name, value in values.items()},
-                    {name: value[row] for name, value in inputs.items()},
-                )
-                for row in range(len(here))
-            ]
-        )
-    gap = float((together - alone).abs().max())
-    if not gap <= TOLERANCE * max(1.0, float(alone.abs().max())):
-        raise UnsupportedError(
-            f"{type(bank.template.model).__name__} as a bank is off by {gap:.1e} from each run alone"
-        )
+        for row, logits in enumerate(together):
+            alone = bank.forward.alone(
+                {name: value[row] for name, value in values.items()},
+                {name: value[row] for name, value in inputs.items()},
+            )
+            gap = float((logits - alone).abs().max())
+            if not gap <= TOLERANCE * max(1.0, float(alone.abs().max())):
+                raise UnsupportedError(f"{name} as a bank is off by {gap:.1e} from each run alone")
 
 
 @torch.no_grad()
-def _hand_over(bank: Bank, index: int, roles: set[str]) -> None:
-    """The trained weights to the attachment of the run."""
+def _hand_over(bank: BankState, index: int, roles: set[str]) -> None:
+    """Copy the trained weights to the attachment of the run."""
     attachment = bank.runs[index].attachment
     attachment.model.to(bank.accelerator.device)
     parameters = attachment.named_parameters()

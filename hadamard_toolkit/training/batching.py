@@ -1,8 +1,9 @@
-"""From text to batches: tokenise once, group rows of like length, pad each batch only as far as it needs."""
+"""From text to batches: tokenise once, group rows of similar length, pad each batch to its longest row."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,18 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from hadamard_toolkit.errors import DataError, check_range
-
-Batch = dict[str, Tensor]
+from hadamard_toolkit.sparsity.batches import Batch
 
 
 class Rows(Protocol):
-    """What a `Source` needs of its rows: `Examples`, or cached features."""
+    """What a `Source` needs of its rows: tokens, or cached features."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -35,10 +34,10 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Tokenised rows: `inputs[key][row]` is a list of integers, `labels[row]` an integer or a float."""
+class TokenRows:
+    """Rows of tokens: `inputs[key][row]` are a row's integers under one input name, `labels[row]` is its target."""
 
-    inputs: dict[str, list[list[int]]]
+    inputs: dict[str, list[Any]]
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -60,11 +59,16 @@ class Examples:
         """Tokens per row."""
         return [len(ids) for ids in self.inputs["input_ids"]]
 
+
+class Examples(TokenRows):
+    """Rows of texts with one label each, an integer or a float."""
+
     def select(self, rows: Sequence[int] | np.ndarray) -> Examples:
         """The rows at these positions, in this order."""
-        order = [int(row) for row in rows]
-        inputs = {key: [values[row] for row in order] for key, values in self.inputs.items()}
-        return Examples(inputs, self.labels[order])
+        order = np.asarray(rows, np.int64)
+        return Examples(
+            {key: [values[row] for row in order] for key, values in self.inputs.items()}, self.labels[order]
+        )
 
     def digest(self) -> str:
         """SHA-256 of the token ids (and every other input key), row boundaries included; labels do not count."""
@@ -73,9 +77,7 @@ class Examples:
             values = self.inputs[key]
             digest.update(f"{key}:{len(values)};".encode())
             digest.update(np.fromiter(map(len, values), np.int64, len(values)).tobytes())
-            digest.update(
-                np.concatenate([np.asarray(ids, np.int64) for ids in values]).tobytes() if values else b""
-            )
+            digest.update(b"".join(np.asarray(ids, np.int64).tobytes() for ids in values))
         return digest.hexdigest()
 
 
@@ -93,10 +95,15 @@ def tokenise(
     return Examples({key: list(values) for key, values in encoded.items()}, labels)
 
 
-class LengthBucketedBatches(Sampler[list[int]]):
-    """Batches of rows of like length; every row exactly once per epoch, in an order set by `(seed, epoch)`.
+def mix(seed: int, part: int) -> int:
+    """A seed below 2**31 for one part of what `seed` governs; unlike with a sum, no two pairs share their stream."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0]) >> 1
 
-    Rows are permuted, grouped in blocks of up to 50 batches and sorted by length inside a block; then the batches
+
+class LengthBucketedBatches(Sampler[list[int]]):
+    """For training: batches of rows of similar length; every row once per epoch, in an order set by `(seed, epoch)`.
+
+    Rows are permuted, grouped in blocks of up to 50 batches and sorted by length within a block; then the batches
     are shuffled. The one batch that may be short comes last, as `accelerate` expects when it shards batches.
     """
 
@@ -111,48 +118,44 @@ class LengthBucketedBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         if not self.lengths:
             return
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        full = len(order) // self.batch_size
-        for batch in torch.randperm(full, generator=generator).tolist():
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        if rest := order[full * self.batch_size :]:
-            yield rest
-
-
-def mix(seed: int, part: int) -> int:
-    """A seed below 2**31 for one part of what `seed` governs; unlike a sum, no part of one seed is one of another."""
-    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0]) >> 1
+        batches, full = _chunks(order, self.batch_size), len(order) // self.batch_size
+        yield from (batches[batch] for batch in torch.randperm(full, generator=generator).tolist())
+        yield from batches[full:]
 
 
 class SortedBatches(Sampler[list[int]]):
-    """For evaluation: batches in order of falling length. Rows carry their position, to be put back by."""
+    """For evaluation: batches in order of falling length. Rows carry their position, by which they are put back."""
 
     drop_last = False
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
         check_range("batch_size", batch_size, least=1)
-        self.order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        self.batch_size = batch_size
+        self.batch_size = batch_size  # accelerate reads it
+        self.batches = _chunks(sorted(range(len(lengths)), key=lambda row: -lengths[row]), batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.order), self.batch_size):
-            yield self.order[start : start + self.batch_size]
+        return iter(self.batches)
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 class Padding:
-    """Collate rows of `Examples`: pad to the longest row of the batch with the tokenizer's own rules, but on the right.
+    """Collate token rows: pad to the longest row of the batch with the tokenizer's own rules, but on the right.
 
-    On the left, padding would move every token from its place: what a model says of a row, and which token its head
-    reads, would depend on the other rows of the batch.
+    Padding on the left would shift the positions of a row's tokens, so that the model's output for a row, and the
+    token that its head reads, would depend on the other rows of the batch.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

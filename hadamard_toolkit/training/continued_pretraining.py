@@ -27,18 +27,20 @@ from hadamard_toolkit.errors import ArgumentError, DataError, ToolkitError
 from hadamard_toolkit.paths import atomic_folder, atomic_write, cache_folder
 from hadamard_toolkit.sites import head_parameters
 from hadamard_toolkit.tasks import TASKS, Task, load_task
-from hadamard_toolkit.tasks.base import in_memory
+from hadamard_toolkit.tasks.base import in_memory, is_test
 from hadamard_toolkit.tasks.registry import canonical
-from hadamard_toolkit.training.evaluation import device_name, open_accelerator
+from hadamard_toolkit.training.batching import Source
+from hadamard_toolkit.training.evaluation import device_name, everywhere, open_accelerator
 from hadamard_toolkit.training.masked_lm import MaskedText
 from hadamard_toolkit.training.pretraining_step import TASK, ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
-from hadamard_toolkit.training.stages import Run, Stage, train_stage
+from hadamard_toolkit.training.stages import Stage, TrainingState, train_stage
 
 FORMAT = 1  # raise it when the same step would give other weights
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 1000  # texts that only measure the loss
 WEIGHTS, RECORD = "model.safetensors", "record.json"
-CORPORA: dict[str, tuple[str, ...]] = {  # domain -> tasks whose training text stands for it
+# The text of a domain is the training text of these tasks.
+CORPORA: dict[str, tuple[str, ...]] = {
     "biomed": ("chemprot",),
     "cs": ("acl-arc", "scierc"),
     "news": ("agnews", "hyperpartisan"),
@@ -71,10 +73,10 @@ def adapt(
     *,
     folder: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Go on pretraining `backbone` by `steps` and put the result into `model`, which was loaded from it.
+    """Continue pretraining `backbone` by `steps` and put the result into `model`, which was loaded from it.
 
     Every parameter of the base model that masked-language modelling reads is replaced (a pooler is not read, and
-    stays); the head of `model` is left as it is. Call it before `attach`. What a step gives is kept in `folder`
+    stays); the head of `model` is left as it is. Call this before `attach`. The result of a step is kept in `folder`
     (`pretraining/` in the cache) under a key of backbone, tokenizer, text and settings: the next run with this step,
     whatever its method and seed, reads it and trains nothing.
 
@@ -94,12 +96,12 @@ def adapt(
         alone = accelerator.num_processes == 1
         with locked(folder / key, ready=(folder / key / RECORD).is_file()) if alone else nullcontext():
             record = _read_record(folder / key)
-            reused = _everywhere(accelerator, record is not None)
+            reused = everywhere(accelerator, record is not None)
             if not reused:
                 with torch.enable_grad():  # a run may be restored where gradients are off
                     record = _pretrain(backbone, step, corpus, key, previous, folder, accelerator)
         assert record is not None
-        # Another name for the same text would have found the same weights.
+        # The kept record may be of the same text under another name.
         records.append({**record, **corpus.record, "settings": step.to_dict(), "reused": reused})
         previous = folder / key
     if previous is not None:
@@ -116,7 +118,7 @@ def adapt_again(
     *,
     folder: Path | None = None,
 ) -> None:
-    """Give `model` the weights that the `records` of `adapt` tell of: from the cache, else by doing the steps again.
+    """Give `model` the weights that the `records` of `adapt` describe: from the cache, else by repeating the steps.
 
     Raises `DataError` where neither is possible, or where the text is no longer the recorded one.
     """
@@ -126,74 +128,64 @@ def adapt_again(
         put_into(model, folder / key)
         return
     try:
-        found = adapt(model, backbone, load_task(task), steps, folder=folder)
+        again = adapt(model, backbone, load_task(task), steps, folder=folder)
     except ToolkitError as error:
         raise DataError(
             f"the backbone after pretraining (key {key}) is not in {folder}, and cannot be made again: {error}"
         ) from error
-    if found[-1]["key"] != key:
+    if again[-1]["key"] != key:
         raise DataError(
             f"the backbone after pretraining (key {key}) is not in {folder}, and made again it has key "
-            f"{found[-1]['key']}: backbone or text are not those that the run was trained on"
+            f"{again[-1]['key']}: backbone or text are not those that the run was trained on"
         )
 
 
 def gather(step: ContinuedPretraining, task: Task) -> Corpus:
     """The text of `step`, drawn with its seed: different training texts, none of which is also a test text of `task`.
 
-    The columns of a pair are texts of their own. Of the texts a twentieth (at most 1,000) only measures the loss.
+    Each column of a pair counts as a text. A twentieth of the texts (at most 1,000) only measures the loss.
     """
     tasks = [task] if step.text == TASK else [load_task(name) for name in _tasks_of(step.text)]
-    tested = {
-        text for name, rows in task.splits.items() if name.startswith("test") for text in _texts(task, rows)
-    }
-    everything = list(
-        dict.fromkeys(text for source in tasks for text in _texts(source, source.splits["train"]))
-    )
+    tested = {text for split, rows in task.splits.items() if is_test(split) for text in _texts(task, rows)}
+    everything = dict.fromkeys(text for source in tasks for text in _texts(source, source.splits["train"]))
     texts = [text for text in everything if text not in tested]
     if len(texts) < 2:
         raise DataError(f"text={step.text!r} has {len(texts)} texts that are not test texts; two are needed")
     wanted = len(texts) if step.rows is None else min(step.rows, len(texts))
     held_out = max(1, min(HELD_OUT_MOST, int(HELD_OUT_SHARE * wanted)))
-    order = np.random.default_rng(step.seed).permutation(len(texts))
-    measured = [texts[place] for place in order[:held_out]]
-    trained = [texts[place] for place in order[held_out:][:wanted]]
-    origin = [
-        {
-            "task": source.name,
-            **{field: source.provenance.get(field) for field in ("source", "files", "note")},
-        }
-        for source in tasks
-    ]
-    return Corpus(
-        trained,
-        measured,
-        {
-            "text": step.text,
-            "origin": origin,
-            "rows": len(trained),
-            "held_out_rows": len(measured),
-            "sha256": _sha256(trained),
-            "held_out_sha256": _sha256(measured),
-            "test_texts_dropped": len(everything) - len(texts),
-        },
-    )
+    shuffled = [texts[row] for row in np.random.default_rng(step.seed).permutation(len(texts))]
+    measured, trained = shuffled[:held_out], shuffled[held_out:][:wanted]
+    record = {
+        "text": step.text,
+        "origin": [
+            {"task": source.name, **{key: source.provenance.get(key) for key in ("source", "files", "note")}}
+            for source in tasks
+        ],
+        "rows": len(trained),
+        "held_out_rows": len(measured),
+        "sha256": _sha256(trained),
+        "held_out_sha256": _sha256(measured),
+        "test_texts_dropped": len(everything) - len(texts),
+    }
+    return Corpus(trained, measured, record)
 
 
 def put_into(model: PreTrainedModel, folder: Path) -> None:
     """Copy the base model's weights that `adapt` kept in `folder` into `model`."""
     state = load_file(folder / WEIGHTS)
     state = {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
-    own = dict(model.base_model.named_parameters())
-    strange = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
-    lacking = [name for name in own if name not in state and "pooler" not in name.split(".")]
-    if strange or lacking:
+    parameters = dict(model.base_model.named_parameters())
+    unknown = [
+        name for name, t in state.items() if name not in parameters or parameters[name].shape != t.shape
+    ]
+    missing = [name for name in parameters if name not in state and "pooler" not in name.split(".")]
+    if unknown or missing:
         raise DataError(
-            f"the weights in {folder} do not fit {type(model).__name__}: {(strange or lacking)[0]!r}"
+            f"the weights in {folder} do not fit {type(model).__name__}: {(unknown or missing)[0]!r}"
         )
     with torch.no_grad():
         for name, value in state.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
 
 def _tasks_of(text: str) -> tuple[str, ...]:
@@ -217,8 +209,8 @@ def _sha256(texts: list[str]) -> str:
 
 
 def _start(model: PreTrainedModel, backbone: str) -> str:
-    """Hash of the weights that masked-language modelling starts from, whatever the head, and of the backbone's name,
-    which stands for the tokenizer."""
+    """Hash of the base model's weights that masked-language modelling reads, and of the backbone's name (for the
+    tokenizer)."""
     digest = hashlib.sha256(Path(backbone).name.encode())
     for name, parameter in sorted(model.base_model.named_parameters()):
         if "pooler" not in name.split("."):
@@ -228,7 +220,7 @@ def _start(model: PreTrainedModel, backbone: str) -> str:
 
 
 def _key(before: str, step: ContinuedPretraining, corpus: Corpus) -> str:
-    """16 hex digits. The name of the text does not count: the same text under two names is one step."""
+    """16 hex digits. The name of the text is not part of it: the same text under two names is one step."""
     settings = {name: value for name, value in step.to_dict().items() if name not in ("text", "rows")}
     about = [FORMAT, before, settings, corpus.record["sha256"], corpus.record["held_out_sha256"]]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
@@ -256,7 +248,7 @@ def _pretrain(
     folder: Path,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Train one step and keep it in `folder/key`; its record."""
+    """Train one step and keep its weights in `folder/key`; returns its record."""
     started, protocol = time.perf_counter(), _protocol(step)
     model, tokenizer = load_backbone(backbone, head="masked-lm", seed=step.seed)
     kind = MaskedText(tokenizer, share=step.mask_share, max_length=step.max_length, seed=step.seed)
@@ -267,22 +259,20 @@ def _pretrain(
         _load(model, previous)
     pieces = kind.encode(in_memory({"text": corpus.texts}))
     measured = kind.source(kind.encode(in_memory({"text": corpus.held_out})))
-    training = kind.source(pieces)
     attachment = attach(model, FullFineTuning(), seed=step.seed)
     model.to(accelerator.device)
     times = {"pretraining": 0.0, "evaluation": 0.0}
-    run = Run(attachment, accelerator, protocol, kind, ("loss",), step.seed, times=times)
-    before = _loss(run, measured)
-    train_stage(
-        run, Stage(0, "pretraining", ("adapter", "head"), step.learning_rate, step.epochs), training, None
-    )
+    state = TrainingState(attachment, accelerator, protocol, kind, ("loss",), step.seed, times=times)
+    stage = Stage(0, "pretraining", ("adapter", "head"), step.learning_rate, step.epochs)
+    before = _loss(state, measured)
+    train_stage(state, stage, kind.source(pieces), None)
     record = {
         **corpus.record,
         "tokens": sum(pieces.lengths),
-        "updates": int(run.history[-1]["step"]),
+        "updates": int(state.history[-1]["step"]),
         "loss_before": before,
-        "loss_after": _loss(run, measured),
-        "train_loss": [row["loss"] for row in run.history],
+        "loss_after": _loss(state, measured),
+        "train_loss": [row["loss"] for row in state.history],
         "fresh_head": fresh,
         "note": FRESH_HEAD if fresh and previous is None else "",
         "settings": step.to_dict(),
@@ -300,15 +290,15 @@ def _pretrain(
     return record
 
 
-def _loss(run: Run, measured: Any) -> float:
-    predicted = run.kind.predict(
-        run.accelerator, run.attachment.model, measured, run.protocol.eval_batch_size
+def _loss(state: TrainingState, measured: Source) -> float:
+    predictions = state.kind.predict(
+        state.accelerator, state.attachment.model, measured, state.protocol.eval_batch_size
     )
-    return run.kind.score((), predicted, measured.rows)["loss"]
+    return state.kind.score((), predictions, measured.rows)["loss"]
 
 
 def _has_fresh_head(model: PreTrainedModel, backbone: str, seed: int) -> bool:
-    """Whether the checkpoint lacks the head: then another seed gives another one."""
+    """Whether the checkpoint lacks the head, which then depends on the seed."""
     other, _ = load_backbone(backbone, head="masked-lm", seed=seed + 1)
     heads = zip(head_parameters(model).values(), head_parameters(other).values(), strict=True)
     return any(not torch.equal(one, two) for one, two in heads)
@@ -340,9 +330,3 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         return record if file_sha256(folder / WEIGHTS) == record["weights_sha256"] else None
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
-
-
-def _everywhere(accelerator: Accelerator, flag: bool) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).all())

@@ -23,9 +23,10 @@ def open_accelerator(protocol: Protocol) -> Accelerator:
     """An `Accelerator` for one run: CUDA, else the CPU; as many processes as `accelerate launch` started.
 
     Batches are split over the processes, so that a protocol's `batch_size` means the same on any number of them.
+    Raises `ArgumentError` where they cannot be split evenly.
     """
     precision = "bf16" if protocol.precision == "bf16" else "no"
-    # The state is one per process, and refuses a second precision; runs of both kinds may follow each other.
+    # A process has one such state, which refuses a second precision; runs of both precisions may follow each other.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -60,10 +61,10 @@ def collect(
             row, value = accelerator.gather((batch["row"], step(batch).float().contiguous()))
             positions.append(row)
             values.append(value)
-        found = torch.cat(values).cpu().numpy()
-        order = torch.cat(positions).cpu().numpy()
-    result = np.empty((len(source.rows), found.shape[1]), np.float32)
-    result[order] = found  # the last batch may repeat rows, to be even; a repeated row has the same value
+    batched = torch.cat(values).cpu().numpy()
+    result = np.empty((len(source.rows), batched.shape[1]), np.float32)
+    # The last batch may repeat rows, so that processes get equally many; a repeated row has the same value.
+    result[torch.cat(positions).cpu().numpy()] = batched
     return result
 
 
@@ -74,7 +75,7 @@ def collect_in_evaluation(
     batch_size: int,
     step: Callable[[Batch], Tensor],
 ) -> np.ndarray:
-    """`collect` with `model` in evaluation mode and the protocol's precision; the model's mode is put back."""
+    """`collect` with `model` in evaluation mode and in the accelerator's precision; restores the model's mode."""
     training = model.training
     model.eval()
     try:
@@ -84,22 +85,21 @@ def collect_in_evaluation(
         model.train(training)
 
 
-def predict(accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int) -> np.ndarray:
-    """Logits [rows, outputs] in row order, in evaluation mode."""
-    return collect_in_evaluation(
-        accelerator, model, source, batch_size, lambda batch: model(**inputs_of(batch)).logits
-    )
+def everywhere(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is true in every process."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).all())
 
 
 def score(names: tuple[str, ...], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics `names` and the mean `loss` (cross-entropy, or squared error where labels are floats)."""
-    found = metrics.compute(names, logits, labels)
-    outputs, targets = torch.from_numpy(logits), torch.from_numpy(labels)
+    outputs, targets = torch.from_numpy(logits).double(), torch.from_numpy(labels)
     if targets.is_floating_point():
-        loss = functional.mse_loss(outputs[:, 0].double(), targets.double())
+        loss = functional.mse_loss(outputs[:, 0], targets.double())
     else:
-        loss = functional.cross_entropy(outputs.double(), targets)
-    return {**found, "loss": float(loss)}
+        loss = functional.cross_entropy(outputs, targets)
+    return {**metrics.compute(names, logits, labels), "loss": float(loss)}
 
 
 def device_name(accelerator: Accelerator) -> str:

@@ -1,6 +1,6 @@
 """Frozen features: what the task head reads, computed once per backbone and text.
 
-While only the head trains, the backbone's answer to a row never changes. It is computed once in evaluation mode
+While only the head trains, the backbone's output for a row never changes. It is computed once in evaluation mode
 with the adapter off, and the model's own forward then runs with a stub in place of the backbone, so that every
 architecture's own head (dropout, dense layers, activation, loss) is used unchanged.
 """
@@ -29,17 +29,21 @@ from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.backbones import NOT_THE_BACKBONE
 from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.paths import atomic_write
-from hadamard_toolkit.training.batching import Batch, Examples, Source
-from hadamard_toolkit.training.evaluation import collect, inputs_of
+from hadamard_toolkit.sparsity.batches import Batch
+from hadamard_toolkit.training.batching import Examples, Source
+from hadamard_toolkit.training.evaluation import collect, everywhere, inputs_of
 
-FORMAT = 1  # raise it when the meaning of a stored tensor changes
+# A part of every key; raise it when the meaning of a stored tensor changes. Since 2, rows are padded on the right
+# whatever side the tokenizer prefers.
+FORMAT = 2
 PROBE_ROWS = 8
-# The largest difference allowed between logits from the backbone and from its features, relative to
-OF_SPREAD = 1e-2  # how much logits differ between rows,
-OF_SIZE = 1e-5  # and, for rounding, to their size.
+# The largest difference allowed between logits from the backbone and from its features: relative to how much logits
+# differ between rows, or, for rounding, to their size.
+OF_SPREAD, OF_SIZE = 1e-2, 1e-5
+Reading = Callable[[Any, Batch, Any], Tensor | None]
 
 
-# What a head may read of a backbone's output, tried in this order. Each gives [rows, width], or None.
+# What a head may read of a backbone's output, tried in the order of `READINGS`. Each gives [rows, width], or None.
 
 
 def _pooler(output: Any, batch: Batch, config: Any) -> Tensor | None:
@@ -51,8 +55,8 @@ def _first(output: Any, batch: Batch, config: Any) -> Tensor | None:
 
 
 def _last_where(output: Any, wanted: Tensor) -> Tensor | None:
-    places = torch.arange(wanted.shape[1], device=wanted.device) * wanted
-    return output[0][torch.arange(len(wanted), device=wanted.device), places.argmax(-1)]
+    positions = torch.arange(wanted.shape[1], device=wanted.device) * wanted
+    return output[0][torch.arange(len(wanted), device=wanted.device), positions.argmax(-1)]
 
 
 def _end(output: Any, batch: Batch, config: Any) -> Tensor | None:
@@ -72,7 +76,7 @@ def _mean(output: Any, batch: Batch, config: Any) -> Tensor | None:
     return (output[0] * mask).sum(1) / mask.sum(1)
 
 
-READINGS: dict[str, Callable[[Any, Batch, Any], Tensor | None]] = {
+READINGS: dict[str, Reading] = {
     "pooler output": _pooler,
     "first token": _first,
     "end-of-sequence token": _end,
@@ -98,7 +102,7 @@ class _Stub(nn.Module):
 
 @contextmanager
 def without_backbone(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block `model` is its head alone; feed it batches of `FeatureRows`."""
+    """Inside the block `model` is its head alone, which reads batches of `FeatureRows`."""
     name, base = model.base_model_prefix, model.base_model
     if base is model:
         raise UnsupportedError(f"{type(model).__name__} has no head apart from its base model")
@@ -140,18 +144,14 @@ class FeatureRows:
 def feature_source(model: PreTrainedModel, vectors: Tensor, labels: np.ndarray) -> Source:
     """A `Source` of features [rows, width] for `model` inside `without_backbone`."""
     end = model.config.eos_token_id
-    return Source(FeatureRows(vectors, labels, end if isinstance(end, int) else 0), _as_it_is)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+    return Source(FeatureRows(vectors, labels, end if isinstance(end, int) else 0), lambda batch: batch)
 
 
 class FeatureStore:
     """Features by content: in memory up to `memory` bytes, and as safetensors files in `folder`, if one is given.
 
-    The key covers the backbone's weights and config, the token ids and how they are batched, so that a backbone
-    that changed never meets old features. A damaged file counts as absent.
+    The key covers the backbone's weights and config, the token ids and how they are batched, so features of a backbone
+    that has changed are never read. A damaged file counts as absent.
     """
 
     def __init__(self, folder: str | Path | None = None, *, memory: int = 1 << 30) -> None:
@@ -161,17 +161,17 @@ class FeatureStore:
 
     def get(self, key: str) -> Tensor | None:
         """The features under `key`, or None."""
-        found = self._held.get(key)
-        if found is None and self.folder is not None:
-            found = _read(self.folder / f"{key}.safetensors")
-        if found is not None:
-            self._hold(key, found)
-        return found
+        features = self._held.get(key)
+        if features is None and self.folder is not None:
+            features = _read(self.folder / f"{key}.safetensors")
+        if features is not None:
+            self._hold(key, features)
+        return features
 
     def put(self, key: str, features: Tensor, *, write: bool = True) -> None:
         """Keep `features`, and write them to the folder, wholly or not at all.
 
-        A folder that cannot be written to only costs time: this process has them in memory.
+        A folder that cannot be written to is no error: the features are kept in memory.
         """
         self._hold(key, features)
         if write and self.folder is not None:
@@ -220,30 +220,23 @@ def head_features(
 ) -> Tensor:
     """What the head of `attachment.model` reads for every row, without the adapter: float32 [rows, width] on the CPU.
 
-    Taken from `store` when it is there. Raises `UnsupportedError` when the head reads more than one vector per
-    row (span and masked-LM heads, unknown poolings), found out by comparing logits.
+    Taken from `store` if it is there. Raises `UnsupportedError` when the head reads more than one vector per row (span
+    and masked-LM heads, unknown poolings), which is found out by comparing logits.
     """
     model = attachment.model
     with attachment.enabled(False):
         about = [backbone_digest(model), examples.digest(), batch_size // accelerator.num_processes]
-        about.append(accelerator.device.type)
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        found = store.get(key)
-        if not _everywhere(accelerator, found is not None):
-            found = _capture(model, examples, collate, accelerator, batch_size)
-            store.put(key, found, write=accelerator.is_main_process)
+        key = hashlib.sha256(json.dumps([*about, accelerator.device.type]).encode()).hexdigest()
+        features = store.get(key)
+        if not everywhere(accelerator, features is not None):
+            features = _compute(model, examples, collate, accelerator, batch_size)
+            store.put(key, features, write=accelerator.is_main_process)
             accelerator.wait_for_everyone()
-    assert found is not None
-    return found
+    assert features is not None
+    return features
 
 
-def _everywhere(accelerator: Accelerator, flag: bool) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).all())
-
-
-def _capture(
+def _compute(
     model: PreTrainedModel,
     examples: Examples,
     collate: Callable[[Any], Batch],
@@ -255,7 +248,10 @@ def _capture(
     training = model.training
     model.eval()
     try:
-        reading = READINGS[_find_reading(model, examples, collate, outputs, accelerator.device)]
+        by_length = np.argsort(examples.lengths, kind="stable")
+        probe = by_length[np.unique(np.linspace(0, len(examples) - 1, PROBE_ROWS).round().astype(int))]
+        batch = collate(examples.__getitems__(probe.tolist()))
+        reading = _find_reading(model, {name: t.to(accelerator.device) for name, t in batch.items()}, outputs)
 
         def step(batch: Batch) -> Tensor:
             logits = model(**inputs_of(batch)).logits
@@ -264,12 +260,12 @@ def _capture(
             return torch.cat([vectors.float(), logits.float()], dim=1)
 
         both = torch.from_numpy(collect(accelerator, Source(examples, collate), batch_size, step))
+        labels = int(model.config.num_labels)  # type: ignore[arg-type]
+        features, logits = both[:, :-labels].contiguous(), both[:, -labels:]
+        _check_features(model, features, logits, accelerator.device)
     finally:
         handle.remove()
         model.train(training)
-    width = both.shape[1] - model.config.num_labels  # type: ignore[operator]
-    features = both[:, :width].contiguous()
-    _check_features(model, features, both[:, width:], accelerator.device)
     return features
 
 
@@ -280,21 +276,11 @@ def _from_features(model: PreTrainedModel, vectors: Tensor) -> Tensor:
         return model(**{name: value.to(vectors.device) for name, value in batch.items()}).logits
 
 
-def _find_reading(
-    model: PreTrainedModel,
-    examples: Examples,
-    collate: Callable[[Any], Batch],
-    outputs: list[Any],
-    device: torch.device,
-) -> str:
-    """The name of the reading whose features give the model's own logits, on rows of all lengths."""
-    by_length = np.argsort(examples.lengths, kind="stable")
-    rows = by_length[np.unique(np.linspace(0, len(examples) - 1, PROBE_ROWS).round().astype(int))]
-    batch = {name: value.to(device) for name, value in collate(examples.__getitems__(rows.tolist())).items()}
+def _find_reading(model: PreTrainedModel, batch: Batch, outputs: list[Any]) -> Reading:
+    """The reading whose features give the model's own logits on `batch`, which has rows of all lengths."""
     with torch.inference_mode():
-        answer = model(**inputs_of(batch))
+        logits = getattr(model(**inputs_of(batch)), "logits", None)
     output = outputs.pop()
-    logits = getattr(answer, "logits", None)
     if logits is None or logits.ndim != 2:
         raise UnsupportedError(
             f"{type(model).__name__} reads every token, so its head cannot train on cached features"
@@ -310,7 +296,7 @@ def _find_reading(
             f"the head of {type(model).__name__} reads none of: {', '.join(gaps)} (the closest, {best}, is off by "
             f"{gaps[best]:.1e}), so it cannot train on cached features"
         )
-    return best
+    return READINGS[best]
 
 
 def _allowed(logits: Tensor) -> float:
@@ -319,16 +305,11 @@ def _allowed(logits: Tensor) -> float:
 
 
 def _check_features(model: PreTrainedModel, features: Tensor, logits: Tensor, device: torch.device) -> None:
-    """Every row's logits from its features must be those that the whole model gave."""
-    training = model.training
-    model.eval()
-    try:
-        gap = max(
-            float((_from_features(model, part.to(device)).cpu() - own).abs().max())
-            for part, own in zip(features.split(1024), logits.split(1024), strict=True)
-        )
-    finally:
-        model.train(training)
+    """Every row's logits from its features must be those of the whole model."""
+    gap = max(
+        float((_from_features(model, vectors.to(device)).cpu() - whole).abs().max())
+        for vectors, whole in zip(features.split(1024), logits.split(1024), strict=True)
+    )
     if not gap <= _allowed(logits):
         raise UnsupportedError(
             f"the logits of {type(model).__name__} differ by {gap:.1e} when its head reads cached features, so it "

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
-from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
+from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
 from hadamard_toolkit.sites import position_limit
 from hadamard_toolkit.tasks import Task
-from hadamard_toolkit.training.batching import Source
+from hadamard_toolkit.training.data import Data, Features, check_ends
 from hadamard_toolkit.training.evaluation import device_name, open_accelerator
-from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features, without_backbone
+from hadamard_toolkit.training.features import FeatureStore, without_backbone
 from hadamard_toolkit.training.protocol import Protocol
-from hadamard_toolkit.training.question_answering import Spans
-from hadamard_toolkit.training.splits import Part, draw
-from hadamard_toolkit.training.stages import OnStep, Run, Stage, put_back, snapshot, train_stage
-from hadamard_toolkit.training.task_types import Kind, Labelled
+from hadamard_toolkit.training.stages import OnStep, Stage, TrainingState, put_back, snapshot, train_stage
 from hadamard_toolkit.vocabulary import make_agree
 
 ADAPTER_ROLES = ("adapter", "norm", "gate")
-WHOLE_SPLIT = (
-    0.25  # share of a split from which features are computed for all of it, so that other seeds find theirs
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Outcome:
         training `loss`, `seconds` of training, `eval_loss` and `eval_<metric>` on the validation rows.
     times: seconds of `features`, `stage_one`, `stage_two` and `evaluation`. A single stage counts as `stage_two`.
     predictions: logits [rows, outputs] of "validation" and every test split, in the order of `rows`; of a span task
-        [rows, 4], see `spans.Spans`.
+        [rows, 4], see `question_answering.Spans`.
     labels: the true answers, row by row (of a span task where the first one starts and ends, in characters).
         rows: their positions in the split (ascending).
     answers: of a span task, per split the predicted answer of each question by its id, as SQuAD's official script
@@ -83,7 +76,7 @@ def train(
     attachment hold throughout; `on_step` (such as `GradualPruning`) is called after each step that trains the adapter.
 
     `protocol.pretraining` belongs before the adapter is attached: `run` sees to it, and by hand it is
-    `continued.adapt(model, …)`, `attach`, then `train` with a protocol without it.
+    `continued_pretraining.adapt(model, …)`, `attach`, then `train` with a protocol without it.
 
     Raises `ArgumentError` for a head that does not fit the task, for more rows than there are and for a protocol with
     `pretraining`, `UnsupportedError` for parameters to train in half precision (the head and the norms of a backbone
@@ -92,25 +85,26 @@ def train(
     """
     check(attachment, task, protocol, seed)
     make_agree(attachment.model, tokenizer)
-    stages = plan(attachment, protocol)
-    kind = kind_of(task, tokenizer, protocol)
-    data = Data(task, kind, draw(task.splits, protocol, seed))
+    stages = stages_of(attachment, protocol)
+    data = Data(task, tokenizer, protocol, seed)
     check_ends(attachment.model, tokenizer, data)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
-    run = Run(attachment, accelerator, protocol, kind, metrics_of(task), seed, on_step)
+    state = TrainingState(attachment, accelerator, protocol, data.kind, metrics_of(task), seed, on_step)
+    details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
     with _all_or_nothing(attachment):
-        details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
-        sources = None
         for stage in stages:
+            rows: Data | Features
+            context: AbstractContextManager[Any]
+            rows, context = data, nullcontext()
             if stage.name == "stage_one":
-                sources = _train_head(run, stage, data, feature_store or FeatureStore(), details)
-            else:
-                sources = None
-                train_stage(run, stage, data.source("train"), data.source_of_validation())
+                rows = _rows_for_head(state, data, feature_store or FeatureStore(), details)
+                context = head_alone(attachment, cached=rows is not data)
+            with context:
+                _train_stage(state, stage, rows)
         attachment.train_only(*{role for stage in stages for role in stage.roles})
-        predictions = _evaluate(run, data, sources)
-    return finish(run, data, predictions, details)
+        predictions = _evaluate(state, data, rows)
+    return finish(state, data, predictions, details)
 
 
 def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> None:
@@ -119,7 +113,7 @@ def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> 
     if protocol.pretraining:
         raise ArgumentError(
             f"pretraining={protocol.pretraining!r} is not allowed here, where the adapter is on the model already; use "
-            "run(spec), or continued.adapt(model, …) before attach and a protocol without pretraining"
+            "run(spec), or continued_pretraining.adapt(model, …) before attach and a protocol without pretraining"
         )
     _check_task(task, attachment)
     limit = attachment.longest_input()
@@ -128,50 +122,44 @@ def check(attachment: Attachment, task: Task, protocol: Protocol, seed: int) -> 
             f"max_length={protocol.max_length} is not allowed; this backbone reaches {limit} tokens"
             f"{' with this prompt' if limit != position_limit(attachment.model) else ''}"
         )
-    _check_precision(attachment, plan(attachment, protocol))
+    _check_precision(attachment, stages_of(attachment, protocol))
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
     """The metrics of `task`, the one that selects first."""
-    return (task.metric, *(m for m in task.metrics if m != task.metric))
+    return (task.metric, *(metric for metric in task.metrics if metric != task.metric))
 
 
-def finish(run: Run, data: Data, predictions: dict[str, np.ndarray], details: dict[str, Any]) -> Outcome:
-    """What a run leaves behind, scored."""
-    run.attachment.name_labels(data.task.labels, data.task.name)
+def finish(
+    state: TrainingState, data: Data, predictions: dict[str, np.ndarray], details: dict[str, Any]
+) -> Outcome:
+    """Score the predictions by part, and name the labels of the attachment."""
+    state.attachment.name_labels(data.task.labels, data.task.name)
     rows = {name: data.rows(name) for name in predictions}
-    by_row = {name: run.kind.by_row(predicted, rows[name]) for name, predicted in predictions.items()}
+    by_row = {name: state.kind.by_row(logits, rows[name]) for name, logits in predictions.items()}
     return Outcome(
         metrics={
-            name: run.kind.score(run.metrics, predicted, rows[name])
-            for name, predicted in predictions.items()
+            name: state.kind.score(state.metrics, logits, rows[name]) for name, logits in predictions.items()
         },
-        history=run.history,
-        times=run.times,
+        history=state.history,
+        times=state.times,
         predictions=predictions,
-        labels={name: run.kind.truth(rows[name]) for name in predictions},
+        labels={name: state.kind.truth(rows[name]) for name in predictions},
         rows={name: data.parts[name].rows for name in predictions},
         details={
             **details,
-            "selected": run.selected,
+            "selected": state.selected,
             "parts": {name: part.record() for name, part in data.parts.items()},
-            "seed": run.seed,
-            "device": device_name(run.accelerator),
-            "processes": run.accelerator.num_processes,
+            "seed": state.seed,
+            "device": device_name(state.accelerator),
+            "processes": state.accelerator.num_processes,
         },
         answers={name: answers for name, (answers, _) in by_row.items() if answers},
         scores={name: scores for name, (_, scores) in by_row.items() if scores},
     )
 
 
-def kind_of(task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Kind:
-    """What is particular to the kind of `task`."""
-    if task.kind == "span":
-        return Spans(task.text_columns, tokenizer, protocol)
-    return Labelled(task.text_columns, tokenizer, protocol)
-
-
-def plan(attachment: Attachment, protocol: Protocol) -> list[Stage]:
+def stages_of(attachment: Attachment, protocol: Protocol) -> list[Stage]:
     """The stages of `protocol` on `attachment`; a stage without parameters is left out.
 
     Raises `ArgumentError` when no stage is left.
@@ -192,148 +180,42 @@ def plan(attachment: Attachment, protocol: Protocol) -> list[Stage]:
     return stages
 
 
-Known = dict[
-    tuple[int, bytes], Any
-]  # rows that were tokenised before, by the identity of their split and their places
+def head_alone(attachment: Attachment, *, cached: bool) -> AbstractContextManager[Any]:
+    """Within it the model is as stage one trains it: the head on cached features, or on the bare backbone."""
+    return without_backbone(attachment.model) if cached else attachment.enabled(False)
 
 
-class Data:
-    """The rows of a run, tokenised when they are first needed and once.
-
-    Runs on the same splits, with tokenizers and lengths that are the same, may share what is `known`.
-    """
-
-    def __init__(self, task: Task, kind: Kind, parts: dict[str, Part], known: Known | None = None) -> None:
-        self.task, self.kind, self.parts = task, kind, parts
-        self._tokenised: dict[str, tuple[np.ndarray, Any]] = {}
-        self._known = {} if known is None else known
-
-    def pool(self, split: str) -> tuple[np.ndarray, Any]:
-        """The rows of `split` that any part uses (all of them when that is a good share), and their tokens."""
-        if split not in self._tokenised:
-            used = np.unique(
-                np.concatenate([part.rows for part in self.parts.values() if part.split == split])
-            )
-            rows = self.task.splits[split]
-            if not split.startswith("test") and len(used) >= WHOLE_SPLIT * len(rows):
-                used = np.arange(len(rows))
-            key = id(rows), used.tobytes()
-            if key not in self._known:
-                self._known[key] = self.kind.encode(rows if len(used) == len(rows) else rows.select(used))
-            self._tokenised[split] = used, self._known[key]
-        return self._tokenised[split]
-
-    def places(self, name: str) -> np.ndarray:
-        """Where the rows of part `name` are in the pool of their split."""
-        part = self.parts[name]
-        return np.searchsorted(self.pool(part.split)[0], part.rows)
-
-    def rows(self, name: str) -> Any:
-        """The tokenised rows of part `name`."""
-        return self.pool(self.parts[name].split)[1].select(self.places(name))
-
-    def source(self, name: str) -> Source:
-        """Part `name` as text for the whole model."""
-        return self.kind.source(self.rows(name))
-
-    def source_of_validation(self) -> Source | None:
-        """The validation rows, if the protocol holds any out."""
-        return self.source("validation") if "validation" in self.parts else None
-
-
-def check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-    """Raise `DataError` for rows without an end token, or with more than others, where the head reads the last one.
-
-    It does in encoder-decoder models, which need as many of them in every row.
-    """
-    end = getattr(model.config, "eos_token_id", None)
-    if not model.config.is_encoder_decoder or data.task.kind == "span" or end is None:
-        return
-    usual, token = None, tokenizer.convert_ids_to_tokens(end)
-    for split in dict.fromkeys(part.split for part in data.parts.values()):
-        rows, examples = data.pool(split)
-        counts = [ids.count(end) for ids in examples.inputs["input_ids"]]
-        usual = min(counts) if usual is None else usual
-        for row, count in zip(rows.tolist(), counts, strict=True):
-            where = f"task {data.task.name!r}, split {split!r}, row {row} has"
-            head = f"the head of {type(model).__name__}"
-            if not count:
-                raise DataError(
-                    f"{where} no end token {token!r}, which {head} reads: the tokenizer should put one behind every row"
-                )
-            if count != usual:
-                raise DataError(
-                    f"{where} {count} end tokens {token!r} where others have {usual}, and {head} needs as many in "
-                    "every row: take it out of the text"
-                )
-
-
-class Features:
-    """The rows of a run as cached features, computed for the pool of a split when a part of it is first needed."""
-
-    def __init__(self, run: Run, data: Data, store: FeatureStore) -> None:
-        self.run, self.data, self.store = run, data, store
-
-    def source(self, name: str) -> Source:
-        """Part `name` for the head alone, inside `without_backbone`."""
-        part = self.data.parts[name]
-        vectors, labels = self.pool(part.split)
-        places = self.data.places(name)
-        return feature_source(self.run.attachment.model, vectors[places], labels[places])
-
-    def pool(self, split: str) -> tuple[Tensor, np.ndarray]:
-        """Features and labels of all rows of `split` that are at hand; `data.places` says where those of a part are."""
-        run = self.run
-        if not run.kind.cacheable:
-            raise UnsupportedError(
-                f"a head for {self.data.task.kind} tasks reads every token, so it cannot train on cached features"
-            )
-        _, examples = self.data.pool(split)
-        with run.timed("features"):
-            vectors = head_features(
-                run.attachment,
-                examples,
-                run.kind.collate,
-                run.accelerator,
-                run.protocol.eval_batch_size,
-                self.store,
-            )
-        return vectors, examples.labels
-
-
-def _train_head(
-    run: Run, stage: Stage, data: Data, store: FeatureStore, details: dict[str, Any]
-) -> Features | None:
-    """Stage one on the bare backbone. Returns the features it used, if it used any."""
-    features = None
-    if run.protocol.stage_one == "cached":
-        features = Features(run, data, store)
+def _rows_for_head(
+    state: TrainingState, data: Data, store: FeatureStore, details: dict[str, Any]
+) -> Data | Features:
+    """What stage one trains on; `details` record it."""
+    details["stage_one"] = "full"
+    if state.protocol.stage_one == "cached":
         try:
-            training = features.source("train")
-            validation = features.source("validation") if "validation" in data.parts else None
+            features = Features(state, data, store)
         except UnsupportedError as error:
-            features, details["fallback"] = None, str(error)
-    details["stage_one"] = "full" if features is None else "cached"
-    if features is not None:
-        with without_backbone(run.attachment.model):
-            train_stage(run, stage, training, validation)
-        return features
-    with run.attachment.enabled(False):
-        train_stage(run, stage, data.source("train"), data.source_of_validation())
-    return None
+            details["fallback"] = str(error)
+        else:
+            details["stage_one"] = "cached"
+            return features
+    return data
 
 
-def _evaluate(run: Run, data: Data, features: Features | None) -> dict[str, np.ndarray]:
-    """Predictions of the selected weights on validation and test; from features where the head alone was trained."""
-    names = [name for name in data.parts if name != "train"]
-    model, size = run.attachment.model, run.protocol.eval_batch_size
-    if features is None or any(run.attachment.parameters(role) for role in ADAPTER_ROLES):
-        with run.timed("evaluation"):
-            return {name: run.kind.predict(run.accelerator, model, data.source(name), size) for name in names}
-    sources = {name: features.source(name) for name in names}
-    with run.timed("evaluation"), without_backbone(model):
+def _train_stage(state: TrainingState, stage: Stage, rows: Data | Features) -> None:
+    validation = rows.source("validation") if "validation" in rows.parts else None
+    train_stage(state, stage, rows.source("train"), validation)
+
+
+def _evaluate(state: TrainingState, data: Data, rows: Data | Features) -> dict[str, np.ndarray]:
+    """Predictions of the selected weights on validation and test; from features if the head alone was trained."""
+    if any(state.attachment.parameters(role) for role in ADAPTER_ROLES):
+        rows = data
+    model, size = state.attachment.model, state.protocol.eval_batch_size
+    sources = {name: rows.source(name) for name in data.parts if name != "train"}
+    with state.timed("evaluation"), nullcontext() if rows is data else without_backbone(model):
         return {
-            name: run.kind.predict(run.accelerator, model, source, size) for name, source in sources.items()
+            name: state.kind.predict(state.accelerator, model, source, size)
+            for name, source in sources.items()
         }
 
 
@@ -370,7 +252,7 @@ def _check_task(task: Task, attachment: Attachment) -> None:
 
 
 def _check_precision(attachment: Attachment, stages: list[Stage]) -> None:
-    """AdamW's steps are smaller than what half precision can tell apart: what would train so must be in float32."""
+    """Half precision cannot represent AdamW's small steps, so whatever trains must be in float32."""
     roles = dict.fromkeys(role for stage in stages for role in stage.roles)
     half = {
         role: str(parameter.dtype).removeprefix("torch.")

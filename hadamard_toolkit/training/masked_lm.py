@@ -1,4 +1,4 @@
-"""Masked-language modelling as one more kind of task for the loop."""
+"""Masked-language modelling as a kind of task for the loop."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.training.batching import Batch, Examples, Padding, Rows, Source, mix
-from hadamard_toolkit.training.evaluation import collect_in_evaluation, inputs_of
+from hadamard_toolkit.sparsity.batches import Batch
+from hadamard_toolkit.training.batching import Examples, Source, mix
+from hadamard_toolkit.training.evaluation import inputs_of
+from hadamard_toolkit.training.task_types import Kind
 
-NOT_CHOSEN = -100  # the label that the loss passes over
+NOT_CHOSEN = -100  # the label that the loss ignores
 _EVALUATION = 3  # the part of the seed that governs the masks of evaluations
 
 
-class MaskedText:
-    """The strategy of masked-language modelling (Devlin et al. 2019), for the loop (`kinds.Kind`).
+class MaskedText(Kind):
+    """Masked-language modelling (Devlin et al. 2019).
 
-    A share of the tokens is chosen anew each time a row is seen, special tokens never; of these 80 % become [MASK],
+    Each time a row is seen, a share of its tokens is chosen anew, special tokens never. Of these 80 % become [MASK],
     10 % a token drawn from the whole vocabulary, 10 % stay. Evaluations choose the same tokens every time. Predictions
-    are float32 [rows, 2]: the summed loss of the chosen tokens, and how many they are. Raises `ArgumentError` for a
+    are float32 [rows, 2]: the summed loss of the chosen tokens, and their number. Raises `ArgumentError` for a
     tokenizer without a mask token.
     """
-
-    cacheable = False
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, share: float = 0.15, max_length: int = 128, seed: int = 0
@@ -39,8 +39,8 @@ class MaskedText:
             raise ArgumentError(
                 f"{type(tokenizer).__name__} has no mask token, which masked-language modelling needs"
             )
-        self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
-        self._pad = Padding(tokenizer)
+        super().__init__(tokenizer, max_length)
+        self.seed = seed
         self._masker = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=share)
 
     def encode(self, rows: Dataset) -> Examples:
@@ -59,47 +59,34 @@ class MaskedText:
         return Examples(inputs, np.zeros(len(readable), np.int64))
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        batch = self._pad(rows)
-        special = batch.pop("special_tokens_mask").bool()
-        # Padding is marked as special too.
+        batch = super().collate(rows)
+        special = batch.pop("special_tokens_mask").bool()  # padding is marked as special too
         ids, labels = self._masker.torch_mask_tokens(batch["input_ids"], special)
-        if not bool((labels != NOT_CHOSEN).any()):  # few short rows: a mean over nothing would be no number
-            row, place = (~special).nonzero()[0].tolist()
-            labels[row, place] = ids[row, place]
-            ids[row, place] = self.tokenizer.mask_token_id
+        if bool((labels == NOT_CHOSEN).all()):
+            # In few short rows no token may be chosen, and a mean over none would not be a number.
+            row, token = (~special).nonzero()[0].tolist()
+            labels[row, token] = ids[row, token]
+            ids[row, token] = self.tokenizer.mask_token_id
         return {**batch, "input_ids": ids, "labels": labels}
-
-    def source(self, rows: Any) -> Source:
-        return Source(rows, self.collate)
-
-    def targets(self, batch: Batch) -> Batch:
-        return {"labels": batch["labels"]}
 
     def predict(
         self, accelerator: Accelerator, model: nn.Module, source: Source, batch_size: int
     ) -> np.ndarray:
-        def step(batch: Batch) -> Tensor:
-            labels = batch["labels"]
-            chosen = labels != NOT_CHOSEN
-            logits = model(**inputs_of(batch)).logits[chosen].float()
-            losses = torch.zeros(labels.shape, device=labels.device)
-            losses[chosen] = functional.cross_entropy(logits, labels[chosen], reduction="none")
-            return torch.stack([losses.sum(1), chosen.sum(1).float()], dim=1)
-
-        # Not the collator's own `seed`: it refuses to work in a worker process of a sweep.
+        # The collator's own `seed` is no alternative: it refuses to work in a worker process of a sweep.
         self._masker.generator = torch.Generator().manual_seed(mix(self.seed, _EVALUATION))
         try:
-            return collect_in_evaluation(accelerator, model, source, batch_size, step)
+            return super().predict(accelerator, model, source, batch_size)
         finally:
             self._masker.generator = None
 
-    def score(self, names: Sequence[str], predictions: np.ndarray, rows: Rows) -> dict[str, float]:
+    def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        labels = batch["labels"]
+        chosen = labels != NOT_CHOSEN
+        logits = model(**inputs_of(batch)).logits[chosen].float()
+        losses = torch.zeros(labels.shape, device=labels.device)
+        losses[chosen] = functional.cross_entropy(logits, labels[chosen], reduction="none")
+        return torch.stack([losses.sum(1), chosen.sum(1).float()], dim=1)
+
+    def score(self, names: Sequence[str], predictions: np.ndarray, rows: Any) -> dict[str, float]:
         total, chosen = predictions.astype(np.float64).sum(0)
         return {"loss": float(total / chosen)}
-
-    def truth(self, rows: Any) -> np.ndarray:
-        labels: np.ndarray = rows.labels
-        return labels
-
-    def by_row(self, predictions: np.ndarray, rows: Any) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-        return {}, {}

@@ -10,16 +10,16 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment, attach
-from hadamard_toolkit.errors import ArgumentError, check_range
+from hadamard_toolkit.errors import ArgumentError, check_whole
 from hadamard_toolkit.sparsity.batches import Batches
 from hadamard_toolkit.sparsity.controls import control
 from hadamard_toolkit.sparsity.prune import sparsify
 from hadamard_toolkit.sparsity.schedule import GradualPruning
 from hadamard_toolkit.sparsity.scores import SCORERS
-from hadamard_toolkit.sparsity.spec import Sparsity, check_whole
+from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.tasks import Task
+from hadamard_toolkit.training.data import kind_of
 from hadamard_toolkit.training.evaluation import inputs_of
-from hadamard_toolkit.training.loop import kind_of
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.splits import draw
 
@@ -46,9 +46,9 @@ def draw_batches(
     `Masks.provenance` keeps that. Raises `ArgumentError` for more examples than there are.
     """
     for name, value in (("examples", examples), ("batch_size", batch_size)):
-        check_whole(name, value, 1)
-    check_whole("seed", seed, 0)
-    check_range("max_length", max_length, least=3)
+        check_whole(name, value, least=1)
+    check_whole("seed", seed, least=0)
+    check_whole("max_length", max_length, least=3)
     pool = np.arange(len(task.splits["train"])) if rows is None else np.sort(np.asarray(rows))
     if examples > len(pool):
         raise ArgumentError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ TEST_ROWS_SEED = 0  # a capped test set is the same for every run, so that runs 
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of one split of a task, by position."""
+class SplitRows:
+    """Some rows of one split of a task: their positions, ascending, and the number of rows `of` the split."""
 
     split: str
     rows: np.ndarray
@@ -31,37 +32,34 @@ class Part:
         return {"split": self.split, "rows": len(self.rows), "of": self.of, "sha256": digest}
 
 
-def draw(splits: DatasetDict, protocol: Protocol, seed: int) -> dict[str, Part]:
-    """The parts "train", "validation" (absent with `validation_rows=0`), "test" and further test splits.
+def draw(splits: DatasetDict, protocol: Protocol, seed: int) -> dict[str, SplitRows]:
+    """The rows of the parts "train", "validation" (absent with `validation_rows=0`), "test" and further test splits.
 
     Training and validation rows are disjoint and drawn with `seed`. For one seed, the validation rows do not
     depend on K, and a smaller K gives a subset of a larger one. Raises `ArgumentError` for more rows than there are.
     """
     available = len(splits["train"])
     order = np.random.default_rng([seed, 0]).permutation(available)
-    own = "validation" in splits
-    held_out = 0 if own else _held_out(protocol, available)
+    held_out = protocol.validation_rows
+    if "validation" in splits:
+        held_out = 0
+    elif held_out is None:
+        held_out = min(LARGEST_DEFAULT, math.ceil(available / 10))
     wanted = protocol.train_rows or available - held_out
     if held_out + wanted > available or wanted < 1:
         raise ArgumentError(
             f"train_rows={protocol.train_rows!r} and validation_rows={protocol.validation_rows!r} ask for "
             f"{max(wanted, 1)} + {held_out} rows, but the training split has {available}; ask for fewer"
         )
-    parts = {"train": Part("train", np.sort(order[held_out : held_out + wanted]), available)}
-    if own and protocol.validation_rows != 0:
-        count = len(splits["validation"])
-        rows = np.random.default_rng([seed, 1]).permutation(count)[: protocol.validation_rows]
-        parts["validation"] = Part("validation", np.sort(rows), count)
-    elif held_out:
-        parts["validation"] = Part("train", np.sort(order[:held_out]), available)
-    for name in splits:
-        if is_test(name):
-            rows = np.random.default_rng(TEST_ROWS_SEED).permutation(len(splits[name]))[: protocol.test_rows]
-            parts[name] = Part(name, np.sort(rows), len(splits[name]))
-    return parts
 
+    def some_of(split: str, seed: int | list[int], count: int | None) -> SplitRows:
+        order = np.random.default_rng(seed).permutation(len(splits[split]))
+        return SplitRows(split, np.sort(order[:count]), len(order))
 
-def _held_out(protocol: Protocol, available: int) -> int:
-    if protocol.validation_rows is None:
-        return min(LARGEST_DEFAULT, -(-available // 10))
-    return protocol.validation_rows
+    parts = {"train": SplitRows("train", np.sort(order[held_out : held_out + wanted]), available)}
+    if held_out:
+        parts["validation"] = SplitRows("train", np.sort(order[:held_out]), available)
+    elif "validation" in splits and protocol.validation_rows != 0:
+        parts["validation"] = some_of("validation", [seed, 1], protocol.validation_rows)
+    tests = {name: some_of(name, TEST_ROWS_SEED, protocol.test_rows) for name in splits if is_test(name)}
+    return parts | tests

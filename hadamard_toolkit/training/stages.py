@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from typing import Protocol as Protocol_
 
 import torch
 from accelerate import Accelerator
@@ -40,18 +40,18 @@ class Stage:
     epochs: int
 
 
-class OnStep(Protocol_):
-    """What is called after every optimizer step of the stage that trains the adapter.
+class OnStep(typing.Protocol):
+    """What is called after every optimizer step of the stage that trains the adapter; `step` counts from 1 to `steps`.
 
-    `step` counts from 1 to `steps`. While it returns True, the model is still changing its form (masks narrow): an
-    epoch that ends so is not selected, and patience does not run.
+    It returns True while the model is still changing its form (masks narrow): an epoch that ends so is not selected,
+    and does not count against patience.
     """
 
     def __call__(self, step: int, steps: int, optimizer: Optimizer) -> bool: ...
 
 
 @dataclass
-class Run:
+class TrainingState:
     """What all stages of a run share, and what they leave behind."""
 
     attachment: Attachment
@@ -77,158 +77,144 @@ class Run:
             self.times[name] += time.perf_counter() - started
 
 
-def train_stage(run: Run, stage: Stage, training: Source, validation: Source | None) -> None:
+def train_stage(state: TrainingState, stage: Stage, training: Source, validation: Source | None) -> None:
     """Train the parameters of `stage.roles` and leave them at the selected epoch.
 
     The whole model is in training mode, so dropout is on in the frozen backbone too, as in full fine-tuning.
     Raises `TrainingError` when the loss is not finite.
     """
-    protocol, accelerator, model = run.protocol, run.accelerator, run.attachment.model
-    run.attachment.train_only(*stage.roles)
+    protocol, accelerator, model = state.protocol, state.accelerator, state.attachment.model
+    state.attachment.train_only(*stage.roles)
     # Some parts of an adapter never train (the adapters under a fusion), whatever their role.
-    parameters = [p for role in stage.roles for p in run.attachment.parameters(role) if p.requires_grad]
+    parameters = [p for role in stage.roles for p in state.attachment.parameters(role) if p.requires_grad]
     # Whatever was drawn before (features found or computed, earlier stages), a stage starts from the same state.
-    seed = mix(run.seed, stage.number)
+    seed = mix(state.seed, stage.number)
     set_seed(seed, device_specific=True)
     plain = training.training(protocol.batch_size, seed=seed)
     loader = accelerator.prepare_data_loader(plain)
-    optimizer = make_optimizer(parameters, stage.learning_rate, protocol)
-    steps = stage.epochs * len(loader)
-    scheduler = make_scheduler(optimizer, steps, protocol)
     keeper = Keeper(parameters, protocol)
-    show = accelerator.is_main_process
-    hook = run.on_step if stage.name == "stage_two" else None
-    title = stage.name.replace("_", " ")
+    show, title = accelerator.is_main_process, stage.name.replace("_", " ")
     if show:
         tell(f"{title}: at most {stage.epochs} epochs of {len(loader)} steps")
+    steps = stage.epochs * len(loader)
     with (
         _distributed(accelerator, model) as wrapped,
         bar(total=steps, description=title, unit="step", show=show) as progress,
     ):
-        watch = _LossWatch(run, stage, progress)
-        after = _AfterStep(hook, steps, optimizer)
+        loop = _Loop(state, stage, wrapped, parameters, steps, progress)
         for epoch in range(1, stage.epochs + 1):
             # Twice: the prepared loader counts for itself on one process, and does not reach the sampler on several.
             loader.set_epoch(epoch)
             plain.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-            row = _epoch(run, stage, epoch, loader, wrapped, parameters, optimizer, scheduler, watch, after)
+            row, scores = loop.epoch(epoch, loader), {}
             if validation is not None:
-                with run.timed("evaluation"):
-                    predicted = run.kind.predict(accelerator, model, validation, protocol.eval_batch_size)
-                    found = run.kind.score(run.metrics, predicted, validation.rows)
-                row |= {f"eval_{name}": value for name, value in found.items()}
-                if not after.unsettled:
-                    keeper.offer(epoch, found[run.metrics[0]], found["loss"])
-            run.history.append(row)
+                with state.timed("evaluation"):
+                    predictions = state.kind.predict(accelerator, model, validation, protocol.eval_batch_size)
+                    scores = state.kind.score(state.metrics, predictions, validation.rows)
+                if not loop.unsettled:
+                    keeper.offer(epoch, scores[state.metrics[0]], scores["loss"])
+            row |= {f"eval_{name}": value for name, value in scores.items()}
+            state.history.append(row)
             if show:
-                tell(f"{title}, epoch {epoch} of {stage.epochs}: {_said(row)}")
-            if not after.unsettled and keeper.exhausted(epoch):
+                tell(f"{title}, epoch {epoch} of {stage.epochs}: {_in_words(row)}")
+            if not loop.unsettled and keeper.exhausted(epoch):
                 break
-    run.selected[stage.name] = keeper.restore(epoch)
+    state.selected[stage.name] = keeper.restore(epoch)
     model.eval()
 
 
-def _said(row: dict[str, Any]) -> str:
-    """The losses, scores and seconds of an epoch in words."""
-    scores = {name: value for name, value in row.items() if name == "loss" or name.startswith("eval_")}
-    return ", ".join([*(f"{name} {value:.4f}" for name, value in scores.items()), f"{row['seconds']:.1f} s"])
+def _in_words(row: dict[str, Any]) -> str:
+    """The losses, scores and seconds of an epoch."""
+    scores = [
+        f"{name} {value:.4f}" for name, value in row.items() if name == "loss" or name.startswith("eval_")
+    ]
+    return ", ".join([*scores, f"{row['seconds']:.1f} s"])
 
 
-def _epoch(
-    run: Run,
-    stage: Stage,
-    epoch: int,
-    loader: Any,
-    wrapped: nn.Module,
-    parameters: list[nn.Parameter],
-    optimizer: AdamW,
-    scheduler: LRScheduler,
-    watch: _LossWatch,
-    after: _AfterStep,
+class _Loop:
+    """The optimizer steps of one stage.
+
+    Losses are looked at every `LOOK_EVERY` steps: a look at each would make a GPU wait for the CPU.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        stage: Stage,
+        model: nn.Module,
+        parameters: list[nn.Parameter],
+        steps: int,
+        progress: Any,
+    ) -> None:
+        self.state, self.stage, self.model, self.parameters = state, stage, model, parameters
+        self.steps, self.progress = steps, progress
+        self.optimizer = make_optimizer(parameters, stage.learning_rate, state.protocol)
+        self.scheduler = make_scheduler(self.optimizer, steps, state.protocol)
+        self.hook = state.on_step if stage.name == "stage_two" else None
+        self.unsettled = False  # what the hook returned last
+        self.step = 0
+        self._pending: list[tuple[int, Tensor, float]] = []  # step, loss, learning rate
+        self._losses: list[float] = []
+
+    def epoch(self, epoch: int, loader: Any) -> dict[str, Any]:
+        """One pass over the training rows; its row of the history."""
+        state, stage, clip = self.state, self.stage, self.state.protocol.clip
+        seconds, self._losses = state.times[stage.name], []
+        with state.timed(stage.name):
+            self.model.train()
+            for batch in loader:
+                with state.accelerator.autocast():
+                    loss = self.model(**inputs_of(batch), **state.kind.targets(batch)).loss
+                state.accelerator.backward(loss)
+                if clip is not None:
+                    state.accelerator.clip_grad_norm_(self.parameters, clip)
+                rate = self.optimizer.param_groups[0]["lr"]
+                self.optimizer.step()
+                self.step += 1
+                if self.hook is not None:
+                    self.unsettled = self.hook(self.step, self.steps, self.optimizer)
+                self.scheduler.step()
+                self.optimizer.zero_grad()
+                self._pending.append((self.step, loss.detach(), rate))
+                if len(self._pending) == LOOK_EVERY:
+                    self._look(epoch)
+            self._look(epoch)
+        seconds = state.times[stage.name] - seconds
+        return history_row(stage, epoch, self.step, self._losses, rate, seconds)
+
+    def _look(self, epoch: int) -> None:
+        if not self._pending:
+            return
+        # The mean over processes, so that all of them stop at the same step.
+        stacked = torch.stack([loss.float() for _, loss, _ in self._pending])
+        losses = self.state.accelerator.reduce(stacked, "mean").tolist()
+        for (step, _, rate), loss in zip(self._pending, losses, strict=True):
+            if not math.isfinite(loss):
+                raise divergence(self.stage, self.state.protocol, loss, epoch, step, rate)
+        self._losses += losses
+        self._pending = []
+        self.progress.update(len(losses))
+        self.progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+
+
+def history_row(
+    stage: Stage, epoch: int, step: int, losses: list[float], rate: float, seconds: float
 ) -> dict[str, Any]:
-    """One pass over the training rows; the start of a row of the history."""
-    accelerator, clip = run.accelerator, run.protocol.clip
-    before = run.times[stage.name]
-    with run.timed(stage.name):
-        wrapped.train()
-        for batch in loader:
-            with accelerator.autocast():
-                loss = wrapped(**inputs_of(batch), **run.kind.targets(batch)).loss
-            accelerator.backward(loss)
-            if clip is not None:
-                accelerator.clip_grad_norm_(parameters, clip)
-            rate = optimizer.param_groups[0]["lr"]
-            optimizer.step()
-            after.step(watch.step + 1)
-            scheduler.step()
-            optimizer.zero_grad()
-            watch.add(epoch, loss.detach(), rate)
-        mean = watch.end_of_epoch()
+    """One epoch in the history, before its evaluation."""
     return {
         "stage": stage.number,
         "epoch": epoch,
-        "step": watch.step,
-        "loss": mean,
+        "step": step,
+        "loss": sum(losses) / len(losses),
         "learning_rate": rate,
-        "seconds": run.times[stage.name] - before,
+        "seconds": seconds,
     }
-
-
-@dataclass
-class _AfterStep:
-    """The run's `on_step`, if it has one, and what it said last."""
-
-    hook: OnStep | None
-    steps: int
-    optimizer: AdamW
-    unsettled: bool = False
-
-    def step(self, step: int) -> None:
-        if self.hook is not None:
-            self.unsettled = self.hook(step, self.steps, self.optimizer)
-
-
-class _LossWatch:
-    """Collects losses and looks at them now and then: a look per step would make a GPU wait for the CPU."""
-
-    def __init__(self, run: Run, stage: Stage, progress: Any) -> None:
-        self.run, self.stage, self.progress = run, stage, progress
-        self.step = 0
-        self.pending: list[tuple[int, int, Tensor, float]] = []
-        self.seen: list[float] = []
-
-    def add(self, epoch: int, loss: Tensor, rate: float) -> None:
-        self.step += 1
-        self.pending.append((epoch, self.step, loss, rate))
-        if len(self.pending) >= LOOK_EVERY:
-            self.look()
-
-    def look(self) -> None:
-        if not self.pending:
-            return
-        # The mean over processes, so that all of them stop at the same step.
-        losses = self.run.accelerator.reduce(
-            torch.stack([entry[2].float() for entry in self.pending]), "mean"
-        ).tolist()
-        for (epoch, step, _, rate), loss in zip(self.pending, losses, strict=True):
-            if not math.isfinite(loss):
-                raise divergence(self.stage, self.run.protocol, loss, epoch, step, rate)
-        self.seen += losses
-        self.progress.update(len(losses))
-        self.progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-        self.pending = []
-
-    def end_of_epoch(self) -> float:
-        """The mean loss since the last call."""
-        self.look()
-        mean, self.seen = sum(self.seen) / len(self.seen), []
-        return mean
 
 
 def divergence(
     stage: Stage, protocol: Protocol, loss: float, epoch: int, step: int, rate: float
 ) -> TrainingError:
-    """What to say of a loss that is not finite."""
+    """The error for a loss that is not finite."""
     field = "head_learning_rate" if stage.roles == ("head",) else "learning_rate"
     return TrainingError(
         f"the loss became {loss} in stage {stage.number} ({', '.join(stage.roles)}), epoch {epoch}, step {step}, at "
@@ -238,7 +224,7 @@ def divergence(
 
 
 class Keeper:
-    """Remembers the best weights, and when to give up."""
+    """Remembers the best epoch and its weights, and says when patience has run out."""
 
     def __init__(self, parameters: Sequence[Tensor], protocol: Protocol) -> None:
         self.parameters, self.protocol = parameters, protocol
@@ -247,9 +233,9 @@ class Keeper:
         self.kept: list[Tensor] = []
 
     def offer(self, epoch: int, metric: float, loss: float) -> None:
-        standing = (metric, -loss)
-        if self.best is None or standing > self.best:
-            self.best, self.epoch = standing, epoch
+        rank = (metric, -loss)
+        if self.best is None or rank > self.best:
+            self.best, self.epoch = rank, epoch
             if self.protocol.select == "best":
                 self.kept = snapshot(self.parameters)
 
@@ -257,7 +243,7 @@ class Keeper:
         return self.protocol.patience is not None and epoch - self.epoch >= self.protocol.patience
 
     def restore(self, last: int) -> int:
-        """Put the selected weights back; the epoch they come from."""
+        """Put the selected weights back, if any were kept; returns the epoch that the weights are of."""
         if not self.kept:
             return last
         put_back(self.parameters, self.kept)
@@ -277,7 +263,7 @@ def put_back(parameters: Sequence[Tensor], values: list[Tensor]) -> None:
 
 
 def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, protocol: Protocol) -> AdamW:
-    """AdamW that decays matrices only: vectors, norms and biases have their own natural values to stay near."""
+    """AdamW that decays matrices only, never vectors, norms or biases, whose natural values need not be near zero."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": protocol.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -292,14 +278,14 @@ def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, protoco
 
 
 def make_scheduler(optimizer: AdamW, steps: int, protocol: Protocol) -> LRScheduler:
-    """Warm-up over `protocol.warmup` of the steps, then a linear fall to zero or a constant rate."""
+    """Warm-up over the share `protocol.warmup` of the steps, then a linear fall to zero or a constant rate."""
     name = "linear" if protocol.schedule == "linear" else "constant_with_warmup"
     return get_scheduler(name, optimizer, math.ceil(protocol.warmup * steps), steps)
 
 
 @contextmanager
 def _distributed(accelerator: Accelerator, model: PreTrainedModel) -> Iterator[nn.Module]:
-    """`model` wrapped for several processes, or itself on one; it leaves no trace on `model`."""
+    """`model` wrapped for several processes, or itself on one; leaves no trace on `model`."""
     if accelerator.num_processes == 1:
         yield model
         return

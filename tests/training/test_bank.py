@@ -16,7 +16,8 @@ from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
 from hadamard_toolkit.training.bank import Member, train_bank
 from hadamard_toolkit.training.bank_attention import folded_attention
-from hadamard_toolkit.training.bank_state import Course, Forward, StackedAdamW
+from hadamard_toolkit.training.bank_optimizer import Course, StackedAdamW
+from hadamard_toolkit.training.bank_state import Forward
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol

@@ -11,8 +11,9 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.training import features
 from hadamard_toolkit.training.batching import Examples, Padding, Source, tokenise
-from hadamard_toolkit.training.evaluation import open_accelerator, predict
+from hadamard_toolkit.training.evaluation import collect_in_evaluation, inputs_of, open_accelerator
 from hadamard_toolkit.training.features import (
     FeatureStore,
     backbone_digest,
@@ -30,6 +31,12 @@ COLLATE = Padding(tiny_tokenizer())
 
 def examples(rows: int = 24) -> Examples:
     return tokenise(tiny_task(train=rows).splits["train"], ("text",), tiny_tokenizer(), 32)
+
+
+def predict(model: PreTrainedModel, source: Source, batch_size: int) -> np.ndarray:
+    return collect_in_evaluation(
+        ACCELERATOR, model, source, batch_size, lambda batch: model(**inputs_of(batch)).logits
+    )
 
 
 def features_of(attachment: ht.Attachment, store: FeatureStore | None = None, rows: int = 24) -> torch.Tensor:
@@ -59,15 +66,13 @@ def test_the_head_on_features_gives_the_logits_of_the_whole_model(
             if parameter.ndim > 1:
                 parameter.mul_(8)  # away from a fresh model's near-constant answers
     rows = examples()
-    whole = predict(ACCELERATOR, model, Source(rows, COLLATE), 8)
+    whole = predict(model, Source(rows, COLLATE), 8)
     source = feature_source(model, features_of(ht.attach(model, ht.HeadOnly())), rows.labels)
     with without_backbone(model):
-        from_features = predict(ACCELERATOR, model, source, 24)
+        from_features = predict(model, source, 24)
     assert np.abs(whole - from_features).max() < 1e-6
     assert np.ptp(whole, axis=0).min() > 1e-2  # rows differ, so agreement means something
-    assert np.array_equal(
-        whole, predict(ACCELERATOR, model, Source(rows, COLLATE), 8)
-    )  # the backbone is back
+    assert np.array_equal(whole, predict(model, Source(rows, COLLATE), 8))  # the backbone is back
 
 
 def test_features_are_those_of_the_bare_backbone() -> None:
@@ -155,6 +160,32 @@ def test_features_are_computed_without_dropout_whatever_mode_the_model_is_in() -
     model.train()
     assert torch.equal(still, features_of(attachment))
     assert model.training
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_features_do_not_depend_on_the_side_that_a_tokenizer_pads(side: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    attachment = ht.attach(tiny_bert(), ht.HeadOnly())
+    collate = Padding(tokenizer)
+    padded = head_features(attachment, examples(), collate, ACCELERATOR, 8, FeatureStore())
+    assert torch.equal(padded, features_of(attachment))
+
+
+def test_features_kept_in_an_older_format_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Format 1 held rows padded on the left for tokenizers that prefer it."""
+    attachment = ht.attach(tiny_bert(), ht.HeadOnly())
+    passes = count_passes(attachment.model)
+    monkeypatch.setattr(features, "FORMAT", 1)
+    features_of(attachment, FeatureStore(tmp_path))
+    monkeypatch.undo()
+    computed = passes[0]
+    features_of(attachment, FeatureStore(tmp_path))
+    assert passes[0] == 2 * computed > 0
+    features_of(attachment, FeatureStore(tmp_path))
+    assert passes[0] == 2 * computed
 
 
 def test_features_of_other_batches_are_kept_apart() -> None:

@@ -19,7 +19,7 @@ from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError, Uns
 from hadamard_toolkit.tasks.base import Task, in_memory
 from hadamard_toolkit.training import stages
 from hadamard_toolkit.training.features import FeatureStore
-from hadamard_toolkit.training.loop import Outcome, plan, train
+from hadamard_toolkit.training.loop import Outcome, stages_of, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import tiny_config, tiny_model
 from tests.training.test_features import MaxPooled
@@ -364,9 +364,9 @@ def test_requests_that_do_not_fit_are_refused_by_name() -> None:
         go(attachment, span_task())
 
 
-def test_plan_leaves_out_a_stage_without_parameters() -> None:
-    assert [stage.name for stage in plan(ht.attach(tiny_bert(), ht.HeadOnly()), SHORT)] == ["stage_one"]
-    assert [stage.roles for stage in plan(ht.attach(tiny_bert(), ht.Hadamard()), SHORT)] == [
+def test_a_stage_without_parameters_is_left_out() -> None:
+    assert [stage.name for stage in stages_of(ht.attach(tiny_bert(), ht.HeadOnly()), SHORT)] == ["stage_one"]
+    assert [stage.roles for stage in stages_of(ht.attach(tiny_bert(), ht.Hadamard()), SHORT)] == [
         ("head",),
         ("adapter", "norm", "gate"),
     ]

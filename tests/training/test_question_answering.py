@@ -196,7 +196,7 @@ def test_a_long_question_is_cut_and_leaves_the_windows_a_way_forward() -> None:
 def test_a_length_without_room_is_refused() -> None:
     with pytest.raises(ArgumentError, match="max_length=16 is not allowed with stride=14; it must be >= 18"):
         encode(asked(("the", "a warm day", "warm")), protocol=Protocol(max_length=16, stride=14))
-    with pytest.raises(ArgumentError, match="stride=16 is not allowed; it must be < 16"):
+    with pytest.raises(ArgumentError, match="stride=16 is not allowed; it must be >= 0 and < 16"):
         Protocol(max_length=16, stride=16)
 
 
