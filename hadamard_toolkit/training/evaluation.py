@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.sparsity.batches import Batch
 from hadamard_toolkit.training import metrics
-from hadamard_toolkit.training.batching import Batch, Source
+from hadamard_toolkit.training.batching import Source
 from hadamard_toolkit.training.protocol import Protocol
 
 
