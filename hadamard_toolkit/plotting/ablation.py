@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hadamard_toolkit.plotting.panels import require
+from hadamard_toolkit.plotting.panels import counted, require
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, looks, new_figure, style
 from hadamard_toolkit.studies.ablation import CELLS, PARTS, SYMBOLS, cell_name
 
@@ -40,10 +40,10 @@ def ablation_grid(table: pd.DataFrame, *, venue: str | None = None, metric: str 
             _matrix(axes[1, column], named=column == 0)
         axes[0, 0].set_ylabel(metric)
         counts = table.groupby(["task", "cell"])["seed"].nunique()
-        least, most = int(counts.min()), int(counts.max())
-        seeds = f"{least if least == most else f'{least} to {most}'} seed{'s' if most > 1 else ''}"
         missing = len(tasks) * len(names) - len(counts)
-        note = f"Mark: one run, bar: mean of {seeds} per cell. Dashed: nothing but the head."
+        note = (
+            f"Mark: one run, bar: mean of {counted(counts, 'seed')} per cell. Dashed: nothing but the head."
+        )
         note += f" {missing} of {len(tasks) * len(names)} cells have no run." if missing else ""
         frame(figure, HEIGHT + MATRIX + 0.35, note=note)
     return figure

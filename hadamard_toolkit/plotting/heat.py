@@ -60,4 +60,4 @@ def heat(
 def colour_bar(figure: Figure, image: AxesImage, panels: Sequence[Axes], label: str) -> None:
     """One bar for all `panels`, to their right."""
     bar = figure.colorbar(image, ax=list(panels), label=label, aspect=25, shrink=0.8, pad=0.015)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -15,15 +16,20 @@ from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
     EDGED,
     VECTOR_TITLES,
+    constant_note,
+    counted,
+    draw_constant,
     label_below,
+    label_left,
     legend_handles,
     panels_by_task,
     require,
     seeds_text,
-    stripes,
 )
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, SEQUENTIAL, frame, looks, new_figure, style
 
+MARGIN = 0.01  # above one answer for all rows, up to which nothing was learned; that of `studies.mark_failed`
+APART = 0.09  # layers between the bars of neighbouring rules
 BAR = 0.5  # layers, the width of a grey bar that stands alone
 RULE_ORDER = ("greedy", "norm", "consensus", "first", "last", "taylor", "fisher")
 RULE_NAMES = {
@@ -38,49 +44,38 @@ RULE_NAMES = {
 
 
 def importance_by_layer(table: pd.DataFrame, *, value: str = "rms", venue: str | None = None) -> Figure:
-    """How far each layer's vectors moved, W − 1 and b side by side, tasks told apart by colour and mark.
+    """How far each layer's vectors moved: a panel per task, W − 1 and b told apart by colour and mark.
 
     Table: `task`, `seed`, `layer`, `vector` and `value`'s column, as `studies.layers.layer_importance` gives it; rows
-    of the vector `"both"` are not drawn. Mark: mean over seeds; line: least to most seed. At most eight tasks.
+    of the vector `"both"` are not drawn. Mark: mean over seeds; line: least to most seed. All panels have one vertical
+    axis, so that tasks can be compared.
     """
     table = require(table, "task", "seed", "layer", "vector", value, numbers=("layer", value))
-    shown = [vector for vector in VECTOR_TITLES if (table["vector"] == vector).any()]
-    if not shown:
+    table = table[table["vector"].isin(VECTOR_TITLES)]
+    if table.empty:
         raise ArgumentError(f"table['vector'] holds none of {list(VECTOR_TITLES)}; there is nothing to draw")
-    layers = sorted(int(layer) for layer in table["layer"].unique())
+    shown = [vector for vector in VECTOR_TITLES if (table["vector"] == vector).any()]
     with style():
-        figure = new_figure(venue)
-        axes = figure.subplots(1, len(shown), squeeze=False)[0]
-        drawn = looks(table["task"])
-        for axis, vector in zip(axes, shown, strict=True):
-            part = table[table["vector"] == vector]
-            stripes(axis, len(layers))
-            for place, (task, look) in enumerate(drawn.items()):
-                offset = (place - (len(drawn) - 1) / 2) * min(0.8 / len(drawn), 0.22)
-                by_layer = part[part["task"] == task].groupby("layer")[value]
-                at = np.array([layers.index(int(str(layer))) for layer in by_layer.groups]) + offset
-                if not len(at):
-                    continue
+        figure, panels, height = panels_by_task(table["task"], venue, height=1.05)
+        drawn = looks(shown)
+        for axis, (task, rows) in zip(panels, table.groupby("task", sort=False, observed=True), strict=True):
+            for place, (vector, look) in enumerate(drawn.items()):
+                by_layer = rows[rows["vector"] == vector].groupby("layer")[value]
+                at = by_layer.mean().index.to_numpy(dtype=float) + 0.2 * (place - (len(drawn) - 1) / 2)
                 axis.vlines(at, by_layer.min(), by_layer.max(), color=look.colour, linewidth=1.0, zorder=2)
-                mark: dict[str, Any] = {
-                    "marker": look.marker,
-                    "linestyle": "none",
-                    "markersize": 3.4,
-                    **EDGED,
-                }
-                axis.plot(at, by_layer.mean(), color=look.colour, zorder=3, **mark)
-            axis.set_ylim(0, 1.08 * float(part[value].max()))
-            axis.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-            axis.set_xlim(-0.5, len(layers) - 0.5)
-            axis.tick_params(axis="x", length=0)
-            axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-            axis.set_title(VECTOR_TITLES[vector])
-            axis.set_xlabel("Layer")
-        axes[0].set_ylabel("RMS per coordinate" if value == "rms" else "Norm")
+                axis.plot(at, by_layer.mean(), look.marker, color=look.colour, zorder=3, **EDGED)
+            axis.set_title(str(task))
+            axis.set_ylim(0, 1.08 * float(table[value].max()))
+            axis.grid(axis="y")
+            axis.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 4, 5, 10]))
+            axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        label_left(panels, "RMS per\ncoordinate" if value == "rms" else "Norm")
+        label_below(panels, "Layer")
         several = table.groupby("task", observed=True)["seed"].nunique().max() > 1
         spread = f"Mark: mean, line: least to most of {seeds_text(table, 'task')} per task."
         note = spread if several else "One seed per task, so no spread."
-        frame(figure, 1.55, handles=legend_handles(drawn, wide=True), note=note)
+        handles = legend_handles({VECTOR_TITLES[str(name)]: look for name, look in drawn.items()}, line="-")
+        frame(figure, height, handles=handles, note=note)
     return figure
 
 
@@ -94,13 +89,18 @@ def score_by_layers_kept(
     """Score against the number of layers kept: one panel per task, a line per rule, all subsets as a grey band.
 
     `curves`: `task`, `seed`, `rule`, `size`, `score`, `full` (`studies.layers.removal_curves`); the line is the mean
-    over seeds. `band`: `task`, `size`, `low`, `middle`, `high` (`studies.layers.subset_band`): the band spans the
-    middle 90 % of the subsets of that size, the thin line is their median. The dashed line across is the score of all
-    layers.
+    over seeds, a bar the least to the most that a seed loses against its own `full`. Optional: `constant`, what one
+    answer for all rows scores (`studies.constant_score`), a dotted line; a task whose `full` is at most 0.01 above it
+    is marked as having learned nothing, and its panel spans as much as the median panel, so that noise does not fill
+    it.
+
+    `band`: `task`, `size`, `low`, `middle`, `high` (`studies.layers.subset_band`): the band spans the middle 90 % of
+    the subsets of that size, the thin line is their median. The dashed line across is the score of all layers.
     """
     curves = require(
         curves, "task", "seed", "rule", "size", "score", "full", numbers=("size", "score", "full")
     )
+    curves = curves.assign(change=curves["score"] - curves["full"])
     if band is not None:
         band = require(
             band, "task", "size", "low", "middle", "high", numbers=("size", "low", "middle", "high")
@@ -117,20 +117,32 @@ def score_by_layers_kept(
             full = rows.drop_duplicates("seed")["full"].mean()
             axis.axhline(full, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=2)
             for place, (rule, look) in enumerate(drawn.items()):
-                mean = rows[rows["rule"] == rule].groupby("size")["score"].mean()
-                line: dict[str, Any] = {"marker": look.marker, "linestyle": look.line, **EDGED}
-                axis.plot(mean.index, mean, color=look.colour, linewidth=1.0, zorder=5 - place / 10, **line)
+                by_size = rows[rows["rule"] == rule].groupby("size")
+                mean, change = by_size["score"].mean(), by_size["change"]
+                at = mean.index.to_numpy(dtype=float) + APART * (place - (len(drawn) - 1) / 2)
+                low, high = (mean - change.mean() + end for end in (change.min(), change.max()))
+                axis.vlines(at, low, high, color=look.colour, linewidth=0.6, alpha=0.7, zorder=3)
+                line: dict[str, Any] = {
+                    "marker": look.marker,
+                    "linestyle": look.line,
+                    "markersize": 2.8,
+                    **EDGED,
+                }
+                axis.plot(at, mean, color=look.colour, linewidth=0.9, zorder=5 - place / 10, **line)
+            draw_constant(axis, rows)
             axis.set_title(str(task))
             axis.invert_xaxis()
             axis.grid(axis="y")
             axis.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 4, 5, 10]))
             axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        for axis in panels:
-            if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
-                axis.set_ylabel(metric)
+        _calm(panels, curves)
+        label_left(panels, metric)
         label_below(panels, "Layers kept")
         handles = legend_handles({RULE_NAMES.get(str(rule), rule): look for rule, look in drawn.items()})
         note = f"Mean of {seeds_text(curves, 'task')} per task; nothing is retrained. Dashed: all layers."
+        if curves.groupby("task", observed=True)["seed"].nunique().max() > 1:
+            note += " Bars: the least to the most that a seed loses."
+        note += constant_note(curves)
         if band is not None:
             note += " Grey: middle 90 % of the subsets of that size and their median, each subset averaged over seeds."
         frame(figure, height, handles=handles, note=note)
@@ -178,8 +190,7 @@ def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Fi
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.set_xlabel("Layer")
-        runs = table.drop_duplicates("task")["n_runs"]
-        count = f"{runs.min():.0f}" if runs.min() == runs.max() else f"{runs.min():.0f} to {runs.max():.0f}"
+        count = counted(table["n_runs"])
         note = f"Share of runs, %, that keep the layer; n = {count} per task; in brackets: how many layers are kept."
         if left_out:
             note += (
@@ -187,6 +198,21 @@ def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Fi
             )
         frame(figure, 0.45 + 0.16 * len(shown), note=note)
     return figure
+
+
+def _calm(panels: Sequence[Axes], curves: pd.DataFrame) -> None:
+    """Mark the panels of tasks that were not learned, and let them span as much as the median panel."""
+    if "constant" not in curves.columns:
+        return
+    spans = [axis.get_ylim()[1] - axis.get_ylim()[0] for axis in panels]
+    means = curves.groupby("task", sort=False, observed=True)[["full", "constant"]].mean()
+    for axis, span, (full, constant) in zip(panels, spans, means.to_numpy(), strict=True):
+        if full <= constant + MARGIN:
+            middle, half = sum(axis.get_ylim()) / 2, max(span, float(np.median(spans))) / 2
+            axis.set_ylim(middle - half, middle + half)
+            axis.text(
+                0.97, 0.95, "nothing learned", transform=axis.transAxes, ha="right", va="top", fontsize=6
+            )
 
 
 def _band(axis: Axes, rows: pd.DataFrame) -> None:

@@ -13,7 +13,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
     EDGED,
+    constant_note,
+    draw_constant,
     label_below,
+    label_left,
     legend_handles,
     panels_by_task,
     require,
@@ -27,9 +30,10 @@ SIDE = 1.015  # factor on the axis between neighbouring methods, so that their m
 def score_against_rows(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """Low-resource curves: score against training rows K on a log axis, one panel per task, one line per method.
 
-    Table: one row per run: `task`, `method` (at most eight), `rows` (K), `seed`, `score`. Drawn: the mean over seeds
-    and ± one standard deviation as a bar at each K; with one seed there is none, and the note says so. Methods are set
-    a little apart, so that they do not cover each other; the ticks stand at K itself.
+    Table: one row per run: `task`, `method` (at most eight), `rows` (K), `seed`, `score`. Optional: `constant`, what
+    one answer for all rows scores (`studies.mark_failed` adds it), a dotted line. Drawn: a small mark per run and a
+    line through the means over seeds; few seeds are shown as they are, without a deviation. Methods are set a little
+    apart, so that they do not cover each other; the ticks stand at K itself.
     """
     table = require(table, "task", "method", "rows", "seed", "score", numbers=("rows", "score"))
     _check(table)
@@ -38,6 +42,7 @@ def score_against_rows(table: pd.DataFrame, *, venue: str | None = None, metric:
         drawn = looks(table["method"])
         for axis, (task, runs) in zip(panels, table.groupby("task", sort=False, observed=True), strict=True):
             axis.set_xscale("log")
+            draw_constant(axis, runs)
             for place, (method, look) in enumerate(drawn.items()):
                 shift = SIDE ** (place - (len(drawn) - 1) / 2)
                 _line(axis, runs[runs["method"] == method], look, shift)
@@ -49,8 +54,7 @@ def score_against_rows(table: pd.DataFrame, *, venue: str | None = None, metric:
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axis.grid(axis="y")
             axis.set_title(str(task))
-            if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
-                axis.set_ylabel(metric)
+        label_left(panels, metric)
         label_below(panels, "Training rows (log scale)")
         frame(figure, height, handles=legend_handles(drawn), note=_note(table))
     return figure
@@ -68,18 +72,15 @@ def _check(table: pd.DataFrame) -> None:
 def _line(axis: Axes, runs: pd.DataFrame, look: Look, shift: float) -> None:
     if runs.empty:
         return
-    by_size = runs.groupby("rows")["score"]
-    mean, deviation = by_size.mean(), by_size.std(ddof=1)
-    at = mean.index.to_numpy(dtype=float) * shift
-    if (known := deviation.notna().to_numpy()).any():
-        low, high = (mean - deviation).to_numpy(), (mean + deviation).to_numpy()
-        axis.vlines(at[known], low[known], high[known], color=look.colour, linewidth=0.8, zorder=2)
+    mean = runs.groupby("rows")["score"].mean()
     line: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, **EDGED}
-    axis.plot(at, mean.to_numpy(), zorder=3, **line)
+    axis.plot(mean.index.to_numpy(dtype=float) * shift, mean.to_numpy(), zorder=3, **line)
+    dots: dict[str, Any] = {"color": look.colour, "alpha": 0.6, "markersize": 2, "markeredgewidth": 0}
+    axis.plot(runs["rows"] * shift, runs["score"], "o", zorder=2, **dots)
 
 
 def _note(table: pd.DataFrame) -> str:
     count = seeds_text(table, "task", "method", "rows")
     if count == "1 seed":
-        return "Line: one run per method and K, so no spread."
-    return f"Line: mean, bar: ± one standard deviation of {count} per method and K."
+        return f"Line: one run per method and K, so no spread.{constant_note(table)}"
+    return f"Line: mean of {count} per method and K, small dots: the seeds.{constant_note(table)}"

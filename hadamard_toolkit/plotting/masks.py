@@ -56,9 +56,12 @@ def overlap_matrices(table: pd.DataFrame, *, venue: str | None = None) -> Figure
             panels[len(cells) - columns].tick_params(labelbottom=True)
         side = (figure.get_figwidth() - 0.9) / columns
         counts = "; ".join(f"{CELLS[cell]}: {len(_part(table, cell))}" for cell in cells)
+        blank = any(np.isnan(matrix).any() for matrix in matrices.values())
         note = (
             "Chance-corrected Jaccard, (J − J₀)/(1 − J₀), J₀ given the density of each tensor: 1 is the same mask, 0 "
             f"is chance. Means over pairs of masks: {counts}."
+            + " Blank: no pair; a scorer that reads no data has one mask per initialisation and task."
+            * blank
         )
         frame(figure, (0.75 * side + 0.3) * len(grid) + 0.5, note=note)
     return figure
@@ -127,9 +130,7 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
         if len(nulls) > 1:
             note += " Filled: given the density of each tensor; hollow: given its rows and columns as well."
         note += f" No pairs: {'; '.join(missing)}." if missing else ""
-        handles = legend_handles({CELLS[cell]: drawn[cell] for cell in shown})
-        for handle in handles:
-            handle.set_linestyle("-")
+        handles = legend_handles({CELLS[cell]: drawn[cell] for cell in shown}, line="-")
         frame(figure, 0.45 + (0.27 if len(nulls) == 1 else 0.4) * len(names), handles=handles, note=note)
     return figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from matplotlib.lines import Line2D
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.export import rounded
-from hadamard_toolkit.plotting.style import GRID, Look, new_figure
+from hadamard_toolkit.plotting.style import GRID, INK, Look, new_figure
 
 EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+DOTTED = (0, (1, 1.5))
+DASHED = (0, (4, 2))
 VECTOR_TITLES = {"weight": "Weight, learned W − 1", "bias": "Bias, learned b"}
 
 
@@ -67,15 +69,24 @@ def label_below(panels: Sequence[Axes], text: str) -> None:
         panel.set_xlabel(text)
 
 
-def legend_handles(drawn: Mapping[Hashable, Look], *, wide: bool = False) -> list[Line2D]:
+def label_left(panels: Sequence[Axes], text: str) -> None:
+    """Name the vertical axis at the first panel of each row."""
+    for panel in panels:
+        if panel.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
+            panel.set_ylabel(text)
+
+
+def legend_handles(drawn: Mapping[Hashable, Look], *, line: Any = None, wide: bool = False) -> list[Line2D]:
+    """An entry per class: its colour, mark and line, or the style `line` for all of them (`""`: marks alone)."""
     size: dict[str, Any] = {"linewidth": 2.6, "markersize": 4.2} if wide else {}
+    size |= {"markersize": 4.6} if line == "" else {}
     return [
         Line2D(
             [],
             [],
             color=look.colour,
             marker=look.marker,
-            linestyle="-" if wide else look.line,
+            linestyle=look.line if line is None else line,
             label=str(name),
             **EDGED,
             **size,
@@ -84,15 +95,33 @@ def legend_handles(drawn: Mapping[Hashable, Look], *, wide: bool = False) -> lis
     ]
 
 
+def draw_constant(axis: Axes, rows: pd.DataFrame, *, vertical: bool = False) -> None:
+    """Mark what one answer for all rows scores, if the table has it: the mean of the optional column `constant`."""
+    if "constant" in rows.columns and rows["constant"].notna().any():
+        line = axis.axvline if vertical else axis.axhline
+        line(rows["constant"].mean(), color=INK, linewidth=0.8, linestyle=DOTTED, zorder=1)
+
+
+def constant_note(table: pd.DataFrame) -> str:
+    known = "constant" in table.columns and table["constant"].notna().any()
+    return " Dotted: one answer for all rows." if known else ""
+
+
+def counted(numbers: Iterable[float], noun: str = "") -> str:
+    """`"3 seeds"`, or `"2 to 3 seeds"` where the numbers differ; without a noun the numbers alone."""
+    known = [int(number) for number in numbers]
+    least, most = min(known), max(known)
+    count = f"{least}" if least == most else f"{least} to {most}"
+    return f"{count} {noun}{'s' * (most != 1)}" if noun else count
+
+
 def seeds_text(table: pd.DataFrame, *by: str) -> str:
-    """`"3 seeds"`, or `"2 to 3 seeds"` where the groups of `by` have different numbers."""
-    counts = table.groupby(list(by), observed=True)["seed"].nunique()
-    least, most = int(counts.min()), int(counts.max())
-    return plural(least, "seed") if least == most else f"{least} to {most} seeds"
+    """How many seeds the groups of `by` have, as `counted` says it."""
+    return counted(table.groupby(list(by), observed=True)["seed"].nunique(), "seed")
 
 
 def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return counted([count], noun)
 
 
 def readable(name: str) -> str:

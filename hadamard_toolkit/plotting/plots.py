@@ -16,6 +16,9 @@ from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
     EDGED,
     VECTOR_TITLES,
+    constant_note,
+    counted,
+    draw_constant,
     label_below,
     legend_handles,
     panels_by_task,
@@ -114,8 +117,9 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
 def score_by_method(table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score") -> Figure:
     """Every run's score: one panel per task, one row per method, a dot per seed, mean and ± one standard deviation.
 
-    Table: `task`, `method`, `seed`, `score`, one row per run. Methods keep the order of the table, the first on top.
-    With one seed no spread is drawn, and the note says so.
+    Table: `task`, `method`, `seed`, `score`, one row per run. Optional: `constant`, what one answer for all rows scores
+    (`studies.mark_failed` adds it), a dotted line. Methods keep the order of the table, the first on top. With one seed
+    no spread is drawn, and the note says so.
     """
     table = require(table, "task", "method", "seed", "score", numbers=("score",))
     repeated = table.duplicated(["task", "method", "seed"])
@@ -134,6 +138,7 @@ def score_by_method(table: pd.DataFrame, *, venue: str | None = None, metric: st
             for place, method in enumerate(methods):
                 scores = rows.loc[rows["method"] == method, "score"].to_numpy(dtype=float)
                 _row(axis, place, scores, drawn[method])
+            draw_constant(axis, rows, vertical=True)
             axis.set_title(str(task))
             axis.set_ylim(len(methods) - 0.4, -0.6)
             axis.set_yticks(range(len(methods)), [str(method) for method in methods])
@@ -144,14 +149,10 @@ def score_by_method(table: pd.DataFrame, *, venue: str | None = None, metric: st
             axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         label_below(panels, metric)
         seeds = table.groupby(["task", "method"], observed=True)["seed"].nunique()
-        least, most = int(seeds.min()), int(seeds.max())
-        count = (
-            f"n\u00a0=\u00a0{least}" if least == most else f"n\u00a0=\u00a0{least} to {most}"
-        )  # unbroken spaces
-        spread = "mean ± one standard deviation" if most > 1 else "one run, so no spread"
-        frame(
-            figure, height, note=f"Large mark: {spread}. Small dots: the seeds, {count} per method and task."
-        )
+        spread = "mean ± one standard deviation" if seeds.max() > 1 else "one run, so no spread"
+        # the spaces around "=" do not break
+        note = f"Large mark: {spread}. Small dots: the seeds, n\u00a0=\u00a0{counted(seeds)} per method and task."
+        frame(figure, height, note=note + constant_note(table))
     return figure
 
 
@@ -184,8 +185,8 @@ def _curve(axis: Axes, rows: pd.DataFrame, look: Look) -> None:
 
 def _row(axis: Axes, place: int, scores: np.ndarray, look: Look) -> None:
     if not scores.size:
-        at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
-        axis.annotate("not run", (0.02, place), fontsize=5.5, color=FAINT, **at)
+        at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
+        axis.annotate("not run", (0.98, place), fontsize=5.5, color=FAINT, **at)
         return
     mean = scores.mean()
     if scores.size > 1:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.heat import colour_bar, colour_scale, heat
-from hadamard_toolkit.plotting.panels import EDGED, label_below, legend_handles, plural, require
-from hadamard_toolkit.plotting.style import FAINT, INK, frame, looks, new_figure, style
+from hadamard_toolkit.plotting.panels import (
+    EDGED,
+    counted,
+    label_below,
+    legend_handles,
+    plural,
+    readable,
+    require,
+)
+from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, new_figure, style
 
 TITLES = {"weight": "W − 1", "bias": "b"}
 QUANTITIES = {
@@ -64,7 +73,7 @@ def similarity_matrices(
                 for colour, width in (("white", 1.6), (INK, 0.7)):  # seen on dark cells and on light ones
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=width))
             axis.set_title(TITLES.get(str(vector), str(vector)))
-        colour_bar(figure, image, axes, measure)
+        colour_bar(figure, image, list(axes), measure)
         floors = table.groupby("vector")["floor_high"].max()
         floor = ", ".join(f"{TITLES.get(str(name), str(name))} {floors[name]:.2f}" for name in vectors)
         counted = ""
@@ -191,8 +200,9 @@ def transplant_gains(table: pd.DataFrame, *, venue: str | None = None, metric: s
     """What another task's vectors bring: one panel per head, one row per target task, marks by whose vectors they are.
 
     Table: `task` (the target), `kind` (`"own"`, `"source"`, `"permuted"`, `"none"`), `head`, `score`, one row per
-    measured model. Drawn: the score minus that of the bare backbone (`"none"`) with the same head, mean over seeds if
-    there are several; each source a small mark, their mean a bar.
+    measured model. Optional: `metric`, the name of the target's metric; tasks of different metrics then have axes of
+    their own, as a correlation and an accuracy have no common unit. Drawn: the score minus that of the bare backbone
+    (`"none"`) with the same head, mean over seeds if there are several; each source a small mark, their mean a bar.
     """
     table = require(table, "task", "kind", "head", "score", numbers=("score",))
     bare = table[table["kind"] == "none"].groupby(["task", "head"])["score"].mean()
@@ -200,44 +210,49 @@ def transplant_gains(table: pd.DataFrame, *, venue: str | None = None, metric: s
         raise ArgumentError(f"table has no row of kind 'none' for {sorted(lacking)}; gains are over it")
     index = pd.MultiIndex.from_frame(table[["task", "head"]])
     gains = table.assign(gain=table["score"].to_numpy() - bare.reindex(index).to_numpy())
-    tasks, heads = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["head"]))
+    if "metric" not in gains.columns:
+        gains = gains.assign(metric=metric)
+    heads = list(dict.fromkeys(gains["head"]))
+    groups = {name: list(dict.fromkeys(rows["task"])) for name, rows in gains.groupby("metric", sort=False)}
+    sizes = [len(tasks) for tasks in groups.values()]
     with style():
         figure = new_figure(venue)
-        axes = figure.subplots(1, len(heads), sharey=True, squeeze=False)[0]
+        axes = figure.subplots(len(groups), len(heads), sharey="row", squeeze=False, height_ratios=sizes)
         drawn = looks(KINDS)
-        for axis, head in zip(axes, heads, strict=True):
-            axis.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
-            for place, task in enumerate(tasks):
-                rows = gains[(gains["task"] == task) & (gains["head"] == head)]
-                for offset, (kind, look) in zip((-0.24, 0.0, 0.24), drawn.items(), strict=True):
-                    values = rows.loc[rows["kind"] == kind, "gain"].to_numpy(dtype=float)
-                    if not values.size:
-                        continue
-                    at = np.full(values.size, place + offset)
-                    look_of: dict[str, Any] = {"color": look.colour, "markeredgewidth": 0, "linestyle": ""}
-                    axis.plot(values, at, look.marker, markersize=3.4, alpha=0.7, zorder=3, **look_of)
-                    if values.size > 1:
-                        ends = at[0] - 0.11, at[0] + 0.11
-                        axis.vlines(values.mean(), *ends, color=look.colour, linewidth=1.6)
+        for row, (name, tasks) in zip(axes, groups.items(), strict=True):
+            for axis, head in zip(row, heads, strict=True):
+                rows = gains[gains["task"].isin(tasks) & (gains["head"] == head)]
+                _draw_gains(axis, rows, tasks, drawn)
+                axis.set_xlabel(f"{readable(str(name))} gained")
+        for axis, head in zip(axes[0], heads, strict=True):
             axis.set_title(f"{head.capitalize()} head")
-            axis.set_ylim(len(tasks) - 0.45, -0.55)
-            axis.set_yticks(range(len(tasks)), [str(task) for task in tasks])
-            axis.tick_params(axis="y", length=0)
-            axis.spines["left"].set_visible(False)
-            axis.grid(axis="x")
-            axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        label_below(list(axes), f"{metric} gained")
-        handles = [
-            Line2D([], [], color=look.colour, marker=look.marker, linestyle="", label=KINDS[str(kind)])
-            for kind, look in drawn.items()
-        ]
         counts = gains[gains["kind"] == "source"].groupby(["task", "head"]).size()
-        many = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
         seeds = f" {plural(table['seed'].nunique(), 'seed')}." if "seed" in table.columns else ""
-        note = f"Small marks: single models, {many} sources per target; bars: their means. Gained: over the "
-        note += f"bare backbone with the same kind of head.{seeds}"
-        frame(figure, 0.5 + 0.34 * len(tasks), handles=handles, note=note)
+        note = f"Small marks: single models, {counted(counts)} sources per target; bars: their means. Gained: over "
+        note += f"the bare backbone with the same kind of head.{seeds}"
+        handles = legend_handles({KINDS[str(kind)]: look for kind, look in drawn.items()}, line="")
+        frame(figure, 0.2 + 0.3 * len(groups) + 0.34 * sum(sizes), handles=handles, note=note)
     return figure
+
+
+def _draw_gains(axis: Axes, rows: pd.DataFrame, tasks: Sequence[str], drawn: Mapping[Hashable, Look]) -> None:
+    """A row per task: whose vectors they are, side by side."""
+    axis.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
+    for (place, task), (step, (kind, look)) in itertools.product(enumerate(tasks), enumerate(drawn.items())):
+        values = rows.loc[(rows["task"] == task) & (rows["kind"] == kind), "gain"].to_numpy(dtype=float)
+        if not values.size:
+            continue
+        up = place + 0.24 * (step - 1)
+        marks: dict[str, Any] = {"color": look.colour, "markeredgewidth": 0, "markersize": 3.4, "alpha": 0.7}
+        axis.plot(values, np.full(values.size, up), look.marker, zorder=3, **marks)
+        if values.size > 1:
+            axis.vlines(values.mean(), up - 0.11, up + 0.11, color=look.colour, linewidth=1.6)
+    axis.set_ylim(len(tasks) - 0.45, -0.55)
+    axis.set_yticks(range(len(tasks)), [str(task) for task in tasks])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="x")
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _one_row_per_pair(table: pd.DataFrame, value: str) -> pd.DataFrame:

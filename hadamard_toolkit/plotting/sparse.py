@@ -15,11 +15,14 @@ from matplotlib.ticker import MaxNLocator
 from hadamard_toolkit.errors import ArgumentError, check_choice
 from hadamard_toolkit.plotting.panels import (
     EDGED,
+    counted,
     label_below,
+    label_left,
     legend_handles,
     panels_by_task,
     plural,
     require,
+    seeds_text,
 )
 from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, style
 
@@ -62,8 +65,8 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str | None = None, met
     of their scorer and behind the mask that they vary.
 
     Where the marks of a panel do not all have the same seeds, means of scores would compare seeds, not sparsities. Then
-    all panels show differences to the unpruned run of the same seed. A sparsity with fewer seeds than another of its
-    panel has their number under it, and a mark with fewer than others of its sparsity has it above. Runs without an
+    all panels show differences to the unpruned run of the same seed. A sparsity with fewer seeds than another of the
+    figure has their number under it, and a mark with fewer than others of its sparsity has it above. Runs without an
     unpruned one are left out, and the note counts them.
 
     Simulated: a loss of 0.020 at 40 and 80 % with other seeds at each is drawn as −0.020 at both, where means of scores
@@ -83,10 +86,16 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str | None = None, met
             _unpruned(axis, rows.loc[rows["sparsity"] == 0, "score"].to_numpy(dtype=float))
             _series(axis, rows[rows["sparsity"] > 0], drawn)
             axis.set_title(str(title))
-            axis.set_ylabel(f"{metric} − unpruned" if paired else metric)
             axis.grid(axis="y")
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-            _across(axis, rows, drawn)
+            _across(axis, rows, drawn, int(runs["most"].max()))
+        if (
+            paired
+        ):  # differences have one unit, and on an axis of its own a panel with one run would magnify it
+            ends = [end for axis in panels for end in axis.get_ylim()]
+            for axis in panels:
+                axis.set_ylim(min(ends), max(ends))
+        label_left(panels, f"{metric} − unpruned" if paired else metric)
         label_below(panels, "Removed, %")
         frame(figure, height, handles=_score_legend(runs, drawn), note=_score_note(runs, len(table), paired))
     return figure
@@ -123,15 +132,11 @@ def density_by_layer(table: pd.DataFrame, *, venue: str | None = None) -> Figure
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axis.grid(axis="y")
             axis.set_title(str(adapter))
-        for axis in panels:
-            if axis.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
-                axis.set_ylabel("Kept, %")
+        label_left(panels, "Kept, %")
         label_below(panels, "Layer")
-        by_adapter = masks.groupby("adapter", observed=True)["seed"].nunique()
-        seeds, least = by_adapter.max(), by_adapter.min()
-        range_of = plural(seeds, "seed") if least == seeds else f"{least} to {seeds} seeds"
-        spread = f"Line: mean, band: least to most of {range_of}. " if seeds > 1 else ""
-        count = "" if seeds > 1 else " One seed, so no spread." if "seed" in table.columns else ""
+        several = masks.groupby("adapter", observed=True)["seed"].nunique().max() > 1
+        spread = f"Line: mean, band: least to most of {seeds_text(masks, 'adapter')}. " if several else ""
+        count = "" if several else " One seed, so no spread." if "seed" in table.columns else ""
         note = (
             f"{spread}Grey line: the share kept of the adapter as a whole, the same for all scorers.{count}"
         )
@@ -264,8 +269,11 @@ def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
         axis.annotate(str(count[at]), (at, mean[at]), fontsize=5, color=colour, zorder=5, **where)
 
 
-def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> None:
-    """The horizontal axis: sparsities, then a dotted line and the controls, by the sparsity of their masks."""
+def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look], most: int) -> None:
+    """The horizontal axis: sparsities, then a dotted line and the controls, by the sparsity of their masks.
+
+    A sparsity with fewer seeds than `most`, the largest number in the figure, has their number under it.
+    """
     masks = rows[rows["control"] != "dense"]  # the small dense adapter stands among the controls only
     shares = sorted(100 * share for share in set((masks if len(masks) else rows)["sparsity"]) if share > 0)
     if not shares:
@@ -274,12 +282,9 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> N
     edge = shares[-1] + DODGE * len(drawn) / 2 + STEP
     slots = _controls(axis, rows, drawn, edge + 2.5 * STEP)
     ticks = [share for share in shares if len(shares) <= 5 or round(share) % 20 == 0]
-    most = rows.groupby("sparsity")["most"].max()
-    seeds = dict(zip(100 * most.index.to_numpy(float), most.to_numpy(), strict=True))
-    labels = [
-        f"{share:.3g}" if seeds[share] == rows["most"].max() else f"{share:.3g}\nn={seeds[share]}"
-        for share in ticks
-    ]
+    by_share = rows.groupby("sparsity")["most"].max()
+    seeds = dict(zip(100 * by_share.index.to_numpy(float), by_share.to_numpy(), strict=True))
+    labels = [f"{share:.3g}" + (f"\nn={seeds[share]}" if seeds[share] < most else "") for share in ticks]
     right = edge
     if slots:
         ticks = [*ticks, (slots[0][0] + slots[-1][1]) / 2]
@@ -302,9 +307,12 @@ def _score_legend(runs: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> list[Li
 
 def _score_note(runs: pd.DataFrame, rows: int, paired: bool) -> str:
     sizes = runs.groupby([*CELL], observed=True)["seed"].size()
-    least, most = int(sizes.min()), int(sizes.max())
-    count = f"n\u00a0=\u00a0{most}" if least == most else f"n\u00a0=\u00a0{least} to {most}"
-    said = f"Mean ± one standard deviation over seeds, {count}." if most > 1 else "One seed, so no spread."
+    count = f"n\u00a0=\u00a0{counted(sizes)}"
+    said = (
+        f"Mean ± one standard deviation over seeds, {count}."
+        if sizes.max() > 1
+        else "One seed, so no spread."
+    )
     if paired:
         said += (
             " Differences to the unpruned run of the same seed; n and numbers: seeds where there are fewer."

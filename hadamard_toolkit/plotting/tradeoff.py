@@ -1,9 +1,9 @@
-"""What a parameter buys: score against trained parameters, every method named where it stands."""
+"""What a parameter buys: score against the parameters of every method, each named where it stands."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.plotting.panels import require
+from hadamard_toolkit.plotting.panels import (
+    DASHED,
+    EDGED,
+    constant_note,
+    counted,
+    draw_constant,
+    legend_handles,
+    require,
+)
 from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, new_figure, style
 
-EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
 HALO = [Stroke(linewidth=1.6, foreground="white"), Normal()]
 HEIGHT = 2.7  # inches of the panel
+CROSSED = 120.0  # what it costs a name to touch a mark, a line or another name, in points of distance
 # Where a name may stand: direction from its mark and distance in points, the first that is free is taken.
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 _DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0, 36.0)
@@ -34,14 +41,21 @@ _HEIGHTS = {-1: "top", 0: "center", 1: "bottom"}
 def score_against_parameters(
     table: pd.DataFrame, *, venue: str | None = None, metric: str = "Score"
 ) -> Figure:
-    """Score of every method against the parameters it trains, on a log axis; each named beside its mark.
+    """Score of every method against its parameters, on a log axis; each named beside its mark.
 
     Table: `method`, `family` (colour and mark; at most eight), `seed`, `parameters` (trained ones, the head left out),
-    `score`; one row per run of one task. Drawn: the mean over seeds and ± one standard deviation (with one seed no
-    spread, and the note says so). A method that trains the head alone has no place on a log axis: it is a
-    horizontal line. The grey staircase is the best mean score that so many parameters, or fewer, reached.
+    `score`; one row per run of one task. Optional: `stored`, the parameters that a file of the adapter holds, which
+    then give the place on the axis (a prefix trains through a network that is not stored); and `constant`, what one
+    answer for all rows scores (`studies.mark_failed` adds it), a dotted line.
+
+    Drawn: the mean over seeds and ± one standard deviation; a method with one run has a hollow mark and no spread, and
+    the note says so. A method that trains the head alone has no place on a log axis: it is a horizontal line. The grey
+    staircase is the best mean score that so many parameters, or fewer, reached.
     """
     table = require(table, "method", "family", "seed", "parameters", "score", numbers=("parameters", "score"))
+    stored = "stored" in table.columns
+    if stored:
+        table = require(table, numbers=("stored",)).assign(parameters=table["stored"])
     means = _means(table)
     lines, points = means[means["parameters"] == 0], means[means["parameters"] > 0]
     if points.empty:
@@ -51,35 +65,27 @@ def score_against_parameters(
         axis = figure.subplots()
         drawn = looks(points["family"])
         axis.set_xscale("log")
-        axis.set_xlim(points["parameters"].min() / 2.2, points["parameters"].max() * 3.5)
+        axis.set_xlim(points["parameters"].min() / 6, points["parameters"].max() * 3.5)
         for method, row in lines.iterrows():
-            axis.axhline(row["score"], color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
-            axis.annotate(
-                str(method),
-                (1, row["score"]),
-                (-2, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                fontsize=6,
-                color=INK,
-                path_effects=HALO,
-            )
+            axis.axhline(row["score"], color=INK, linewidth=0.8, linestyle=DASHED, zorder=1)
+            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            look: dict[str, Any] = {"ha": "right", "va": "bottom", "color": INK, "path_effects": HALO}
+            axis.annotate(str(method), (1, row["score"]), (-2, 2), fontsize=6, **place, **look)
+        draw_constant(axis, table)
         stairs = _staircase(axis, means)
-        for _, row in points.iterrows():
-            _mark(axis, row, drawn[row["family"]])
-        axis.set_xlabel("Trained parameters, head left out (log scale)")
+        bars = [_mark(axis, row, drawn[row["family"]]) for _, row in points.iterrows()]
+        axis.set_xlabel(f"{'Stored' if stored else 'Trained'} parameters, head left out (log scale)")
         axis.set_ylabel(metric)
         axis.grid(axis="y")
         axis.margins(y=0.1)
         axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_locator(LogLocator(numticks=12))
         axis.xaxis.set_minor_locator(NullLocator())
-        note = _note(means)
-        frame(figure, HEIGHT, handles=_handles(drawn), note=note)
+        frame(
+            figure, HEIGHT, handles=legend_handles(drawn, line=""), note=_note(means) + constant_note(table)
+        )
         levels = [np.array([(x, y) for x in axis.get_xlim()]) for y in lines["score"]]
-        _name_points(figure, axis, points, [stairs, *levels])
+        _name_points(figure, axis, points, [stairs, *levels, *(bar for bar in bars if bar is not None)])
     return figure
 
 
@@ -115,13 +121,17 @@ def _staircase(axis: Axes, means: pd.DataFrame) -> np.ndarray:
     return corners
 
 
-def _mark(axis: Axes, row: Any, look: Look) -> None:
-    if row["seeds"] > 1:
-        low, high = row["score"] - row["deviation"], row["score"] + row["deviation"]
-        axis.vlines(row["parameters"], low, high, color=look.colour, linewidth=1.1, zorder=3)
-    axis.plot(
-        row["parameters"], row["score"], look.marker, color=look.colour, markersize=5, zorder=4, **EDGED
-    )
+def _mark(axis: Axes, row: pd.Series, look: Look) -> np.ndarray | None:
+    """Draw the mean of a method, hollow if it is one run; the ends [2, 2] of its bar, if there is one."""
+    at, score = row["parameters"], row["score"]
+    shape: dict[str, Any] = {"color": look.colour, "markersize": 5, "zorder": 4}
+    shape |= EDGED if row["seeds"] > 1 else {"markerfacecolor": "white", "markeredgewidth": 1.0}
+    axis.plot(at, score, look.marker, **shape)
+    if row["seeds"] == 1:
+        return None
+    ends = score - row["deviation"], score + row["deviation"]
+    axis.vlines(at, *ends, color=look.colour, linewidth=1.1, zorder=3)
+    return np.array([(at, end) for end in ends])
 
 
 def _name_points(figure: Figure, axis: Axes, points: pd.DataFrame, lines: Sequence[np.ndarray]) -> None:
@@ -179,11 +189,12 @@ class _Name:
         )
 
     def _hides(self, box: Bbox, taken: Sequence[Bbox]) -> float:
-        """Square pixels that it covers of what is there or writes outside; more where it seems another mark's name."""
-        hidden = 4 * sum(_area(Bbox.intersection(box, other)) for other in taken)
+        """How bad it would be there: what it touches or covers, what sticks out, and whose name it seems to be."""
+        covered = [_area(common) for other in taken if (common := Bbox.intersection(box, other)) is not None]
+        hidden = sum(CROSSED + 4 * area for area in covered)
         outside = _area(box) - _area(Bbox.intersection(box, self.axis.bbox))
         mistaken = any(_gap(box, other) < _gap(box, self.mark) + 2 for other in self.others)
-        return hidden + 3 * max(outside, 0.0) + 40 * mistaken
+        return hidden + 3 * max(outside, 0.0) + 2 * CROSSED * mistaken
 
 
 def _area(box: Bbox | None) -> float:
@@ -196,29 +207,11 @@ def _gap(one: Bbox, other: Bbox) -> float:
     return float(np.hypot(across, max(one.y0 - other.y1, other.y0 - one.y1, 0.0)))
 
 
-def _handles(drawn: Mapping[Hashable, Look]) -> list[Line2D]:
-    return [
-        Line2D(
-            [],
-            [],
-            color=look.colour,
-            marker=look.marker,
-            linestyle="",
-            markersize=4.6,
-            label=str(name),
-            **EDGED,
-        )
-        for name, look in drawn.items()
-    ]
-
-
 def _note(means: pd.DataFrame) -> str:
-    least, most = int(means["seeds"].min()), int(means["seeds"].max())
-    count = f"{least}" if least == most else f"{least} to {most}"
-    spread = (
-        f"Mark: mean, bar: ± one standard deviation of {count} seeds"
-        if most > 1
-        else "One run per method, so no spread"
-    )
+    if means["seeds"].max() == 1:
+        spread = "One run per method, n\u00a0=\u00a01, so no spread: another seed may change the order"
+    else:
+        spread = f"Mark: mean, bar: ± one standard deviation of {counted(means['seeds'], 'seed')}"
+        spread += "; hollow: one run, no spread" if means["seeds"].min() == 1 else ""
     lines = " Dashed: nothing trained but the head." if (means["parameters"] == 0).any() else ""
     return f"{spread}.{lines} Grey: the best mean score that so many parameters, or fewer, reached."

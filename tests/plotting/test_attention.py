@@ -86,13 +86,36 @@ def test_norms_and_their_paired_change() -> None:
     assert legend == [*TASKS, "before"]
 
 
+def test_methods_have_axes_of_their_own_so_that_none_is_flattened() -> None:
+    table = norms()
+    large = table["method"] == "FullFineTuning"
+    columns = ["before", "after", "difference", "low", "high"]
+    table.loc[large, columns] *= 10
+    figure = attention_norms(table)
+    for above, below in (figure.axes[:2], figure.axes[2:]):
+        first, second = np.ptp(above.get_ylim()), np.ptp(below.get_ylim())
+        assert first == pytest.approx(10 * second, rel=0.05)
+    assert "Each method has its own axes" in note(figure)
+    assert "own axes" not in note(attention_norms(norms().query("method == 'Hadamard'")))
+
+
 def test_fits_show_their_mean_and_what_a_degree_adds() -> None:
     figure = fit_comparison(fits())
     above, below = figure.axes[0], figure.axes[2]
     means = [line for line in above.lines if line.get_marker() == "None"]
-    assert [line.get_ydata()[0] for line in means] == pytest.approx([r2 + 0.01 for r2 in FITS.values()])
-    gains = [line.get_ydata()[0] for line in below.lines if line.get_marker() not in ("None", None)]
-    assert gains == pytest.approx([0.01, 0.01, -0.005, -0.005])
+    # quadratic and cubic would lie on the linear one
+    assert [line.get_ydata()[0] for line in means] == pytest.approx([0.51, 0.81])
+    dots = [line for line in above.lines if line.get_marker() != "None"]
+    assert sorted(dots[1].get_ydata()) == pytest.approx([0.8] * LAYERS + [0.82] * LAYERS)
+    marks = [line for line in below.lines if line.get_marker() not in ("None", None)]
+    assert [line.get_ydata()[0] for line in marks] == pytest.approx([0.01, 0.01, -0.005, -0.005])
+    places = [line.get_xdata()[0] for line in marks]
+    assert places == sorted(places), "quadratic left of cubic, tasks side by side"
+    assert -0.5 < places[0] < places[-1] < 0.5
+    bar = below.collections[0].get_segments()[1]
+    np.testing.assert_allclose(bar, [[1 + places[0], -0.02], [1 + places[0], 0.02]])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == list(FITS)
     assert "40 texts, 1 seed per task" in note(figure)
     with pytest.raises(ArgumentError, match="'spline'"):
         fit_comparison(fits().replace({"fit": {"cubic": "spline"}}))

@@ -69,25 +69,31 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_importance_stands_by_layer_w_and_b_side_by_side() -> None:
+def test_importance_has_a_panel_per_task_with_w_and_b_side_by_side() -> None:
     figure = importance_by_layer(importance())
-    weight, bias = figure.axes
-    assert [axis.get_title(loc="left") for axis in (weight, bias)] == [
-        "Weight, learned W − 1",
-        "Bias, learned b",
-    ]
-    first, second = weight.lines
-    assert list(first.get_ydata()) == pytest.approx([0.01, 0.02, 0.03])
-    assert list(second.get_ydata()) == pytest.approx([0.02, 0.04, 0.06])
-    assert np.mean([first.get_xdata(), second.get_xdata()], axis=0) == pytest.approx([0, 1, 2])
-    assert list(bias.lines[0].get_ydata()) == pytest.approx([0.001, 0.002, 0.003])
-    spread = next(c for c in weight.collections if isinstance(c, LineCollection))
+    first, second = figure.axes
+    assert [axis.get_title(loc="left") for axis in (first, second)] == ["task 0", "task 1"]
+    weight, bias = first.lines
+    assert list(weight.get_ydata()) == pytest.approx([0.01, 0.02, 0.03])
+    assert list(bias.get_ydata()) == pytest.approx([0.001, 0.002, 0.003])
+    assert list(second.lines[0].get_ydata()) == pytest.approx([0.02, 0.04, 0.06])
+    assert np.mean([weight.get_xdata(), bias.get_xdata()], axis=0) == pytest.approx([0, 1, 2])
+    assert weight.get_xdata()[0] < bias.get_xdata()[0]
+    spread = next(c for c in first.collections if isinstance(c, LineCollection))
     assert [np.ptp(segment[:, 1]) for segment in spread.get_segments()] == pytest.approx(
         [0.002, 0.004, 0.006]
     )
-    assert weight.get_ylim()[0] == 0
-    assert legend(figure) == ["task 0", "task 1"]
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylim() == (0, pytest.approx(1.08 * 0.066))
+    assert legend(figure) == ["Weight, learned W − 1", "Bias, learned b"]
     assert "2 seeds per task" in texts(figure)
+    assert "no spread" in texts(importance_by_layer(importance().query("seed == 0")))
+
+
+def test_importance_takes_more_tasks_than_there_are_colours() -> None:
+    many = pd.concat([importance().assign(task=f"task {number}") for number in range(11)])
+    panels = [axis for axis in importance_by_layer(many).axes if axis.axison]
+    assert len(panels) == 11
 
 
 def test_removal_curves_are_means_over_seeds_with_the_full_score_and_the_band() -> None:
@@ -99,7 +105,7 @@ def test_removal_curves_are_means_over_seeds_with_the_full_score_and_the_band() 
     assert list(full.get_ydata()) == pytest.approx([0.805, 0.805])
     assert list(greedy.get_ydata()) == pytest.approx([0.505, 0.605, 0.705, 0.805])
     assert list(last.get_ydata()) == pytest.approx([0.455, 0.555, 0.655, 0.755])
-    assert list(greedy.get_xdata()) == [0, 1, 2, 3]
+    assert list(greedy.get_xdata()) == pytest.approx([0, 1, 2, 3], abs=0.1)
     assert axis.xaxis_inverted(), "layers go from left to right"
     edge = axis.collections[0].get_paths()[0].vertices
     assert edge[:, 1].min() == pytest.approx(0.5)
@@ -110,9 +116,45 @@ def test_removal_curves_are_means_over_seeds_with_the_full_score_and_the_band() 
     assert "90 %" not in texts(score_by_layers_kept(curves()))
 
 
+def test_a_bar_spans_what_seeds_lose_against_their_own_full_score() -> None:
+    table = curves()
+    table.loc[(table["seed"] == 1) & (table["size"] == 2) & (table["rule"] == "greedy"), "score"] -= 0.04
+    axis = score_by_layers_kept(table).axes[0]
+    greedy, last = (part for part in axis.collections if isinstance(part, LineCollection))
+    spans = np.asarray([np.asarray(segment)[:, 1] for segment in greedy.get_segments()])
+    expected = [(0.505, 0.505), (0.605, 0.605), (0.665, 0.705), (0.805, 0.805)]
+    assert spans == pytest.approx(np.asarray(expected)), "seeds differ by 0.01 in level, which is no loss"
+    assert np.ptp([np.asarray(segment)[:, 1] for segment in last.get_segments()], axis=1).max() < 1e-9
+    assert "Bars:" in texts(score_by_layers_kept(table))
+    assert "Bars:" not in texts(score_by_layers_kept(table.query("seed == 0")))
+
+
+def test_a_task_that_was_not_learned_is_marked_and_its_noise_is_not_magnified() -> None:
+    """Task 0 ends at 0.805, one answer for all at 0.4; task 1 moves within 0.003 about one answer for all."""
+    table = curves().assign(constant=0.4)
+    noise = table["task"] == "task 1"
+    table.loc[noise, "score"] = 0.5 + 0.001 * table.loc[noise, "size"]
+    table.loc[noise, ["full", "constant"]] = 0.51, 0.5
+    learned, noisy = score_by_layers_kept(table).axes
+    dotted = [
+        line for line in learned.lines if line.get_linestyle() == ":" or list(line.get_ydata()) == [0.4, 0.4]
+    ]
+    assert len(dotted) == 1
+    assert [text.get_text() for text in learned.texts] == []
+    assert [text.get_text() for text in noisy.texts] == ["nothing learned"]
+    _, magnified = score_by_layers_kept(table.drop(columns="constant")).axes
+    assert np.ptp(magnified.get_ylim()) < 0.02
+    median = np.median([np.ptp(learned.get_ylim()), np.ptp(magnified.get_ylim())])
+    assert np.ptp(noisy.get_ylim()) == pytest.approx(median, rel=0.01)
+    above = table.assign(full=lambda rows: rows["full"] + 0.002 * (rows["task"] == "task 1"))
+    assert not score_by_layers_kept(above).axes[1].texts, "0.012 above one answer for all is something"
+    assert "Dotted: one answer" in texts(score_by_layers_kept(table))
+    assert "Dotted" not in texts(score_by_layers_kept(curves()))
+
+
 def test_no_band_is_drawn_over_sizes_without_subsets() -> None:
     figure = score_by_layers_kept(curves(), band().replace({"size": {2: 3}}))
-    first, second = figure.axes[0].collections
+    first, second = figure.axes[0].collections[:2]
     spans = [shape.get_paths()[0].vertices[:, 0] for shape in (first, second)]
     assert [(span.min(), span.max()) for span in spans] == [(0.75, 1.25), (2.75, 3.25)]
 

@@ -42,8 +42,8 @@ def test_a_line_per_method_goes_through_the_means_at_each_size() -> None:
     assert [axis.get_title(loc="left") for axis in panels(figure)] == ["sst2", "rte"]
     for axis in panels(figure):
         assert axis.get_xscale() == "log"
-        assert len(axis.lines) == len(METHODS)
-        for line, score in zip(axis.lines, METHODS.values(), strict=True):
+        assert len(axis.lines) == 2 * len(METHODS), "a line and its runs"
+        for line, score in zip(axis.lines[::2], METHODS.values(), strict=True):
             assert np.asarray(line.get_ydata()) == pytest.approx([score, score + 0.02, score + 0.04])
             # set side by side, by less than a twentieth of K
             assert np.asarray(line.get_xdata()) == pytest.approx(SIZES, rel=0.05)
@@ -59,21 +59,34 @@ def test_ticks_stand_at_the_sizes_and_say_them() -> None:
         assert len(axis.get_xticks(minor=True)) == 0
 
 
-def test_a_bar_is_one_standard_deviation_over_seeds() -> None:
-    figure = score_against_rows(curves())
+def test_every_run_has_a_small_mark_and_few_seeds_claim_no_deviation() -> None:
+    figure = score_against_rows(curves(seeds=2))
     axis = panels(figure)[0]
-    bars = [part for part in axis.collections if isinstance(part, LineCollection)]
-    for bar, score in zip(bars, METHODS.values(), strict=True):
-        means = np.asarray([score, score + 0.02, score + 0.04])
-        ends = np.asarray([np.asarray(segment)[:, 1] for segment in bar.get_segments()])
-        assert ends == pytest.approx(np.column_stack([means - 0.01, means + 0.01]))
-    assert "one standard deviation of 3 seeds" in note(figure)
+    assert not [part for part in axis.collections if isinstance(part, LineCollection)]
+    for dots, line, score in zip(axis.lines[1::2], axis.lines[::2], METHODS.values(), strict=True):
+        found = sorted(zip(dots.get_xdata(), dots.get_ydata(), strict=True))
+        steps = [
+            (x, score + 0.02 * step + shift)
+            for step, x in enumerate(line.get_xdata())
+            for shift in (-0.005, 0.005)
+        ]
+        assert np.asarray(found) == pytest.approx(np.asarray(steps))
+    assert "mean of 2 seeds per method and K, small dots: the seeds" in note(figure)
+
+
+def test_what_one_answer_for_all_rows_scores_is_a_dotted_line() -> None:
+    figure = score_against_rows(curves().assign(constant=0.51))
+    for axis in panels(figure):
+        assert [0.51, 0.51] in [list(line.get_ydata()) for line in axis.lines]
+        assert axis.get_ylim()[0] < 0.51
+    assert "Dotted: one answer for all rows" in note(figure)
+    unknown = score_against_rows(curves().assign(constant=np.nan))
+    assert "Dotted" not in note(unknown)
+    assert len(panels(unknown)[0].lines) == 2 * len(METHODS)
 
 
 def test_one_seed_claims_no_spread_and_unequal_numbers_are_stated() -> None:
-    single = score_against_rows(curves(seeds=1))
-    assert "no spread" in note(single)
-    assert not panels(single)[0].collections
+    assert "no spread" in note(score_against_rows(curves(seeds=1)))
     assert "2 to 3 seeds" in note(score_against_rows(curves().drop(index=0)))
 
 
@@ -81,7 +94,7 @@ def test_a_method_without_runs_in_a_task_keeps_its_look_in_the_other() -> None:
     table = curves()
     figure = score_against_rows(table[(table["task"] == "sst2") | (table["method"] != "HeadOnly")])
     first, second = panels(figure)
-    assert [line.get_color() for line in first.lines[1:]] == [line.get_color() for line in second.lines]
+    assert [line.get_color() for line in first.lines[2:]] == [line.get_color() for line in second.lines]
 
 
 def test_it_leaves_table_and_pyplot_alone_and_fits_every_venue() -> None:

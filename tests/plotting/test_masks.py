@@ -67,6 +67,11 @@ def test_matrices_are_the_mean_overlap_of_each_cell() -> None:
         overlap_matrices(pd.concat([table().assign(sparsity=0.4), table().assign(sparsity=0.8)]))
 
 
+def test_blank_cells_are_explained() -> None:
+    assert "Blank: no pair" in note(overlap_matrices(table()))
+    assert "Blank" not in note(overlap_matrices(table().query("not same_init")))
+
+
 def test_cells_are_marks_with_their_range_and_empty_ones_are_named() -> None:
     figure = overlap_by_cell(cells())
     [axis] = figure.axes

@@ -138,6 +138,21 @@ def test_scores_show_every_seed_the_mean_and_the_deviation() -> None:
     assert "n = 3" in texts(figure)
 
 
+def test_what_one_answer_for_all_rows_scores_is_a_dotted_line_per_task() -> None:
+    constant = scores()["task"].map({task: 0.5 + i / 10 for i, task in enumerate(scores()["task"].unique())})
+    figure = score_by_method(scores().assign(constant=constant))
+    levels = [
+        [line.get_xdata()[0] for line in axis.lines if list(line.get_ydata()) == [0, 1]]
+        for axis in shown_panels(figure)
+    ]
+    assert levels == [[pytest.approx(0.5 + i / 10)] for i in range(len(levels))]
+    assert all(
+        axis.get_xlim()[0] < level[0] for axis, level in zip(shown_panels(figure), levels, strict=True)
+    )
+    assert "Dotted: one answer for all rows" in texts(figure)
+    assert "Dotted" not in texts(score_by_method(scores()))
+
+
 def test_scores_of_one_seed_claim_no_spread_and_a_missing_method_is_said() -> None:
     table = scores(seeds=1).drop(index=0)
     figure = score_by_method(table)

@@ -188,11 +188,25 @@ def test_gains_are_over_the_bare_backbone_with_the_same_head() -> None:
     assert len(marks) == 9
     bars: list[Any] = list(retrained.collections)
     means = [bar.get_segments()[0][0, 0] for bar in bars]
+    assert {bar.get_segments()[0][0, 1] < bar.get_segments()[0][1, 1] for bar in bars} == {True}
     assert np.allclose(means, [0.2, 0.05] * 3)
     assert [label.get_text() for label in own.get_yticklabels()] == list(TASKS)
     assert "2 sources per target" in note(figure)
     with pytest.raises(ArgumentError, match=r"kind 'none' for .*'films', 'own'"):
         transplant_gains(transplants().query("not (task == 'films' and kind == 'none' and head == 'own')"))
+
+
+def test_gains_in_different_metrics_have_axes_of_their_own() -> None:
+    metrics = {"tweets": "accuracy", "films": "spearman", "order": "accuracy"}
+    figure = transplant_gains(transplants().assign(metric=lambda table: table["task"].map(metrics)))
+    own, _, films, _ = figure.axes
+    assert [label.get_text() for label in own.get_yticklabels()] == ["tweets", "order"]
+    assert [label.get_text() for label in films.get_yticklabels()] == ["films"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["Accuracy gained"] * 2 + ["Spearman gained"] * 2
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["Own head", "Retrained head", "", ""]
+    assert len([line for line in films.lines if line.get_marker() not in ("None", None)]) == 3
+    assert own.get_shared_x_axes().joined(own, films) is False
+    assert own.get_position().height > 1.5 * films.get_position().height
 
 
 @pytest.mark.parametrize(

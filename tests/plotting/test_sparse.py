@@ -296,3 +296,21 @@ def test_every_figure(draw: Callable[..., Figure], table: pd.DataFrame, number: 
         draw(table.assign(**{number: np.nan}))
     with pytest.raises(ArgumentError, match=f"'{number}'.*numbers are needed"):
         draw(table.assign(**{number: "high"}))
+
+
+def test_differences_of_all_panels_have_one_axis_and_a_lone_run_says_that_it_is_one() -> None:
+    """Task a has two seeds and a loss of 0.1, task b one seed and a loss of 0.002."""
+    rows = [
+        ("a", "snip", 0.0, 0, 0.8),
+        ("a", "snip", 0.0, 1, 0.82),
+        ("a", "snip", 0.8, 0, 0.7),
+        ("a", "snip", 0.8, 1, 0.72),
+    ]
+    rows += [("a", "snip", 0.4, 0, 0.79), ("b", "snip", 0.0, 0, 0.8), ("b", "snip", 0.8, 0, 0.798)]
+    table = pd.DataFrame(rows, columns=["task", "scorer", "sparsity", "seed", "score"])
+    first, second = shown_panels(score_against_sparsity(table))
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylim()[0] < -0.1
+    assert [label.get_text() for label in first.get_xticklabels()] == ["40\nn=1", "80"]
+    assert [label.get_text() for label in second.get_xticklabels()] == ["80\nn=1"]
+    assert [axis.get_ylabel() for axis in (first, second)] == ["Score − unpruned", ""]

@@ -181,3 +181,71 @@ def test_bad_tables_are_refused() -> None:
         score_against_parameters(table.assign(parameters=-table["parameters"]).query("method == 'Hadamard'"))
     with pytest.raises(ArgumentError, match="0 throughout"):
         score_against_parameters(table.query("method == 'HeadOnly'"))
+
+
+def test_no_name_is_crossed_by_the_staircase_or_a_bar() -> None:
+    """The scores of the reference runs, in which two names were struck through."""
+    counts = {
+        "PromptTuning": 3_840,
+        "LayerNormTuning": 4_608,
+        "Hadamard": 9_216,
+        "IA3": 13_824,
+        "BitFit": 26_000,
+    }
+    counts |= {"LoRA": 73_728, "Pfeiffer": 226_000, "ParallelAdapter": 300_000, "Houlsby": 599_000}
+    counts |= {
+        "PrefixTuning": 2_570_000,
+        "UniPELT": 2_900_000,
+        "MAM": 4_900_000,
+        "FullFineTuning": 22_700_000,
+    }
+    scores = [0.628, 0.765, 0.771, 0.784, 0.799, 0.807, 0.822, 0.813, 0.815, 0.744, 0.818, 0.794, 0.818]
+    table = pd.DataFrame({"method": list(counts), "parameters": counts.values(), "score": scores})
+    alone = pd.DataFrame({"method": ["HeadOnly"], "parameters": [0], "score": [0.676]})
+    table = pd.concat([alone, table], ignore_index=True).assign(family="all", seed=0)
+    for seeds in (1, 3):
+        runs = [table.assign(seed=seed, score=table["score"] + seed / 100) for seed in range(seeds)]
+        figure = score_against_parameters(pd.concat(runs, ignore_index=True))
+        figure.draw_without_rendering()
+        axis = panel(figure)
+        boxes = {text.get_text(): words(text) for text in axis.texts}
+        lines = [
+            axis.transData.transform(line.get_xydata()) for line in axis.lines if len(line.get_xdata()) > 2
+        ]
+        lines += [axis.transData.transform(bar.get_segments()[0]) for bar in axis.collections]
+        for (name, box), line in itertools.product(boxes.items(), lines):
+            for start, end in itertools.pairwise(line):
+                span = Bbox([np.minimum(start, end), np.maximum(start, end)])
+                touches = box.x0 < span.x1 and span.x0 < box.x1 and box.y0 < span.y1 and span.y0 < box.y1
+                assert not touches, f"{name} with {seeds} seeds"
+
+
+def test_a_single_run_is_hollow_and_the_note_says_so() -> None:
+    table = zoo().query("method != 'LoRA' or seed == 0")
+    figure = score_against_parameters(table)
+    hollow = [line for line in marks(figure) if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata()[0] for line in hollow] == [73_728]
+    assert "1 to 3 seeds; hollow: one run, no spread" in note(figure)
+    assert "hollow" not in note(score_against_parameters(zoo()))
+    assert "n\u00a0=\u00a01" in note(score_against_parameters(zoo(1)))
+    assert "another seed may change the order" in note(score_against_parameters(zoo(1)))
+
+
+def test_a_method_stands_at_what_a_file_of_it_holds_where_the_table_says_so() -> None:
+    table = zoo()
+    stored = table["parameters"].where(table["method"] != "Houlsby", 46_080)
+    figure = score_against_parameters(table.assign(stored=stored))
+    assert 46_080 in [line.get_xdata()[0] for line in marks(figure)]
+    assert 599_000 not in [line.get_xdata()[0] for line in marks(figure)]
+    assert panel(figure).get_xlabel().startswith("Stored parameters")
+    assert panel(score_against_parameters(table)).get_xlabel().startswith("Trained parameters")
+    with pytest.raises(ArgumentError, match=r"'stored'.*missing or infinite"):
+        score_against_parameters(table.assign(stored=np.nan))
+
+
+def test_what_one_answer_for_all_rows_scores_is_a_dotted_line() -> None:
+    figure = score_against_parameters(zoo().assign(constant=0.509))
+    levels = [line.get_ydata()[0] for line in panel(figure).lines if list(line.get_xdata()) == [0, 1]]
+    assert levels == pytest.approx([0.70, 0.509]), "the head alone, and one answer"
+    assert "Dotted: one answer for all rows" in note(figure)
+    assert "Dotted" not in note(score_against_parameters(zoo()))
