@@ -31,7 +31,7 @@ from hadamard_toolkit.errors import (
     ToolkitError,
     UnsupportedError,
     check_choice,
-    check_range,
+    check_whole,
     suggestion,
 )
 from hadamard_toolkit.paths import folder_of
@@ -243,9 +243,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_labels(labels: int, head: str) -> None:
-    if not isinstance(labels, int) or isinstance(labels, bool):
-        raise ArgumentError(f"labels={labels!r} is not allowed; it must be a whole number")
-    check_range("labels", labels, least=2 if head == "classification" else 1)
+    check_whole("labels", labels, least=2 if head == "classification" else 1)
 
 
 def _source(name: str) -> tuple[str, bool]:

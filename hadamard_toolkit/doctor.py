@@ -87,8 +87,8 @@ def _backbones() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from hadamard_toolkit.tasks.files import local_roots
     from hadamard_toolkit.tasks.glue import SOURCES
+    from hadamard_toolkit.tasks.places import local_roots
 
     yield _pinned(EMBEDDED, pinned_files(EMBEDDED))
     for root in local_roots(None):

@@ -30,21 +30,22 @@ class Prompt(SiteModule):
     Where padding comes first, it starts at another place in every row of a batch: `start` [batch, 1].
     """
 
-    def __init__(self, vectors: Tensor, place: int) -> None:
+    def __init__(self, vectors: Tensor, place: int, *, behind_padding: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(vectors)
         self.behind_first, self.place, self.added = bool(place), place, len(vectors)
+        self.behind_padding = behind_padding or self.behind_first
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def start(self, rows: Tensor, mask: Tensor | None, in_front: int) -> Tensor:
-        """Where the prompt starts in each of `rows`: behind the first token that is no padding by `mask`, or in front.
+        """Where the prompt starts in each of `rows`: `place` positions behind the padding by `mask`, or behind nothing.
 
         `in_front` columns of the mask are those of other prompts.
         """
         start = torch.full((len(rows), 1), self.place, device=rows.device)
-        return start + self.padding(rows, mask, in_front) if self.behind_first else start
+        return start + self.padding(rows, mask, in_front) if self.behind_padding else start
 
     def padding(self, rows: Tensor, mask: Tensor | None, in_front: int) -> Tensor:
         """How many positions of padding come first in each of `rows`: [batch, 1]."""
@@ -171,7 +172,9 @@ class _AtEmbeddings(Insertion):
         return (), given
 
     def _in_front(self, *, all_stand: bool) -> int:
-        """How many prompt vectors stand in front of everything: when this prompt enters, or when all do."""
+        """How many prompt vectors stand in front of all padding: when this prompt enters, or when all do."""
+        if self.reader is not self.base:  # prompts of an encoder stand behind the padding
+            return 0
         if not all_stand:
             return self.prompt.place - int(self.prompt.behind_first)
         return sum(len(prompt) for prompt in vars(self.reader)[_STANDING] if not prompt.behind_first)
@@ -242,8 +245,9 @@ class PromptTuning(Adapter):
 
     On BERT-base with 10: 7,680 parameters. Positions, token types and the attention mask follow; hidden states
     come back without the prompt's rows, so that heads see the positions they know. In encoder-decoder models the
-    prompt stands in the encoder's input alone and the decoder attends to its states. It changes the outputs
-    from the start: there is no identity at initialisation, and no merging.
+    prompt stands in the encoder's input alone, and the decoder attends to its states; there it comes behind padding on
+    the left, which would otherwise count in relative positions. It changes the outputs from the start: there is no
+    identity at initialisation, and no merging.
 
     Raises `ArgumentError` where `length` leaves no position for an input; when the model runs, `ArgumentError` for
     inputs longer than its positions less `length` (before it, in `train`, for such a `max_length`), and
@@ -259,7 +263,8 @@ class PromptTuning(Adapter):
         config = sites.model.config
         reader = base.encoder if config.is_encoder_decoder else base
         embeddings: nn.Module = reader.get_input_embeddings()
-        prompt = Prompt(self._vectors(embeddings), int(self.stands_behind_first(sites)))
+        place = int(self.stands_behind_first(sites))
+        prompt = Prompt(self._vectors(embeddings), place, behind_padding=config.is_encoder_decoder)
         path = next(name for name, module in sites.model.named_modules() if module is embeddings)
         site = Site("prompt", None, path, embeddings, "output")
         yield _AtEmbeddings(site, prompt, reader=reader, base=base, limit=position_limit(sites.model))

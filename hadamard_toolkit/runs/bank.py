@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.errors import UnsupportedError, check_whole
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.fusion_sources import Sources, source_specs
 from hadamard_toolkit.runs.record import Run
@@ -32,10 +32,8 @@ class Bank:
 
 def check_bank_size(bank: int | str) -> None:
     """Raise `ArgumentError` unless `bank` is "auto" or a whole number of at least 1."""
-    if bank != AUTO and (not isinstance(bank, int) or isinstance(bank, bool) or bank < 1):
-        raise ArgumentError(
-            f"bank={bank!r} is not allowed; give {AUTO!r} or how many runs at most, 1 or more"
-        )
+    if bank != AUTO:
+        check_whole("bank", bank, least=1)
 
 
 def banks(specs: Iterable[RunSpec], bank: int | str) -> list[Bank]:

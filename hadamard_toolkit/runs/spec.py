@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.errors import ArgumentError, check_choice, check_whole
 from hadamard_toolkit.paths import folder_of
 from hadamard_toolkit.sparsity.spec import Sparsity
 
@@ -80,9 +80,7 @@ class RunSpec:
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise ArgumentError(f"{name}={value!r} is not allowed; it must be a name, given as text")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ArgumentError(f"seed={self.seed!r} is not allowed; it must be a whole number")
-        check_range("seed", self.seed, least=0, below=2**32)
+        check_whole("seed", self.seed, least=0, below=2**32)
         self._check_types()
         object.__setattr__(self, "task", _task_name(self.task))
         object.__setattr__(self, "_given", self.backbone)

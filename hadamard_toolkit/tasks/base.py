@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
-from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range, suggestion
+from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_whole, suggestion
 from hadamard_toolkit.tasks.metrics import BY_KIND, check_metric
 
 KINDS = tuple(BY_KIND)
@@ -118,15 +118,13 @@ class Task:
 
         A number limits the training rows only; a mapping names splits. Noted in the provenance.
         """
-        check_range("seed", seed, least=0)
+        check_whole("seed", seed, least=0)
         if limit is None:
             return self
         limits = dict(limit) if isinstance(limit, Mapping) else {"train": limit}
         for split, rows in limits.items():
             check_choice("limit's split", split, self.splits)
-            if not isinstance(rows, int) or isinstance(rows, bool):
-                raise ArgumentError(f"limit={limit!r} is not allowed; rows are counted in whole numbers")
-            check_range("limit", rows, least=1)
+            check_whole("limit", rows, least=1)
         chosen = {
             split: draw(rows, limits[split], seed) if split in limits else rows
             for split, rows in self.splits.items()

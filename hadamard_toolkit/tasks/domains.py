@@ -17,9 +17,8 @@ import pyarrow as pa
 from datasets import DatasetDict
 
 from hadamard_toolkit.errors import DataError
-from hadamard_toolkit.tasks.base import Task, check_rows, in_memory
-from hadamard_toolkit.tasks.files import checked_file
-from hadamard_toolkit.tasks.places import Found, find, provenance, read_hub, read_local
+from hadamard_toolkit.tasks.base import Task
+from hadamard_toolkit.tasks.places import Found, checked_file, find, provenance, read_hub, read_local
 
 TEXT = ("text",)
 _LOCAL = {"train": "train", "validation": "dev", "test": "test"}
@@ -163,40 +162,13 @@ def load(name: str, root: str | Path | None = None) -> Task:
         lambda place: _read_local(place, folder, source),
         lambda: read_hub(source.hub, None, _HUB, label_names=True),
     )
-    return _task(name, source, origin, *found)
-
-
-def _read_local(root: Path, folder: str, source: _Source) -> Found:
-    tables, places, digests = read_local(root, folder, _LOCAL)
-    file = f"{folder}/labels.json"
-    path, digests[file] = checked_file(root, file)
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
-    if listed != list(source.labels):
-        raise DataError(f"{path} lists the labels {listed!r}; the task has {list(source.labels)!r}")
-    return tables, places, digests
-
-
-def _task(
-    name: str,
-    source: _Source,
-    origin: str,
-    tables: dict[str, pa.Table],
-    places: dict[str, str],
-    files: dict[str, str],
-) -> Task:
-    splits = DatasetDict()
-    for split, table in tables.items():
-        rows = in_memory(_numbered(table, source.labels, places[split]))
-        check_rows(rows, TEXT, "classification", len(source.labels), places[split])
-        splits[split] = rows.select_columns([c for c in (*TEXT, "label", "id") if c in rows.column_names])
-    counts = {split: rows.num_rows for split, rows in splits.items()}
+    for split, table in found.tables.items():
+        found.tables[split] = _numbered(table, source.labels, found.where[split])
+    splits = found.splits(TEXT, "classification", len(source.labels), (*TEXT, "label", "id"))
     official = source.official
-    if "validation" not in counts:
+    if "validation" not in splits:
         official["train"] += official.pop("validation")
-    record = provenance(origin, official, counts, files, source.citation)
+    record = provenance(origin, official, splits, found.files, source.citation)
     remark = source.hub_note if origin.startswith("hub") else source.note
     return Task(
         name=name,
@@ -213,6 +185,19 @@ def _task(
             "duplicates": shared_texts(splits),
         },
     )
+
+
+def _read_local(root: Path, folder: str, source: _Source) -> Found:
+    found = read_local(root, folder, _LOCAL)
+    file = f"{folder}/labels.json"
+    path, found.files[file] = checked_file(root, file)
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+    if listed != list(source.labels):
+        raise DataError(f"{path} lists the labels {listed!r}; the task has {list(source.labels)!r}")
+    return found
 
 
 def _numbered(table: pa.Table, labels: tuple[str, ...], where: str) -> pa.Table:

@@ -11,10 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-from datasets import DatasetDict
-
-from hadamard_toolkit.tasks.base import Task, check_rows, in_memory
+from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.tasks.places import find, provenance, read_hub, read_local
 
 HUB = "nyu-mll/glue"
@@ -89,32 +86,17 @@ def load(name: str, root: str | Path | None = None) -> Task:
     """
     source = SOURCES[name]
     folder = f"glue/{source.folder}"
+    local, hub = (_LOCAL_MNLI, _HUB_MNLI) if name == "mnli" else (_LOCAL, _HUB)
     origin, found = find(
         name,
         root,
         folder,
         HUB,
-        lambda place: read_local(place, folder, _LOCAL_MNLI if name == "mnli" else _LOCAL),
-        lambda: read_hub(HUB, name, _HUB_MNLI if name == "mnli" else _HUB),
+        lambda place: read_local(place, folder, local),
+        lambda: read_hub(HUB, name, hub),
     )
-    return _task(name, source, origin, *found)
-
-
-def _task(
-    name: str,
-    source: _Source,
-    origin: str,
-    tables: dict[str, pa.Table],
-    places: dict[str, str],
-    files: dict[str, str],
-) -> Task:
-    splits = DatasetDict()
-    for split, table in tables.items():
-        rows = in_memory(table)
-        check_rows(rows, source.text_columns, source.kind, len(source.labels), places[split])
-        splits[split] = rows.select_columns(
-            [c for c in (*source.text_columns, "label", "idx") if c in rows.column_names]
-        )
+    columns = (*source.text_columns, "label", "idx")
+    splits = found.splits(source.text_columns, source.kind, len(source.labels), columns)
     return Task(
         name=name,
         splits=splits,
@@ -123,7 +105,5 @@ def _task(
         labels=source.labels,
         metric=source.metrics[0],
         metrics=source.metrics,
-        provenance=provenance(
-            origin, source.rows, {split: rows.num_rows for split, rows in splits.items()}, files, CITATION
-        ),
+        provenance=provenance(origin, source.rows, splits, found.files, CITATION),
     )

@@ -1,4 +1,4 @@
-"""Which metrics fit which task; `training.metrics` and `training.answers` compute them."""
+"""Which metrics fit which task; `training.metrics` and `training.squad_metrics` compute them."""
 
 from __future__ import annotations
 

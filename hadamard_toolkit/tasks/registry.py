@@ -1,4 +1,4 @@
-"""Every task by name, one line each."""
+"""Every task by name."""
 
 from __future__ import annotations
 
@@ -12,32 +12,12 @@ from hadamard_toolkit.tasks import domains, embedded, glue, squad
 from hadamard_toolkit.tasks.base import Task
 
 TASKS: dict[str, Callable[[str | Path | None], Task]] = {
-    "cola": partial(glue.load, "cola"),
-    "sst2": partial(glue.load, "sst2"),
-    "mrpc": partial(glue.load, "mrpc"),
-    "qqp": partial(glue.load, "qqp"),
-    "stsb": partial(glue.load, "stsb"),
-    "mnli": partial(glue.load, "mnli"),
-    "qnli": partial(glue.load, "qnli"),
-    "rte": partial(glue.load, "rte"),
+    **{name: partial(glue.load, name) for name in glue.SOURCES},
     "squad": squad.load,
     "squad-unambiguous": partial(squad.load, unambiguous=True),
-    "chemprot": partial(domains.load, "chemprot"),
-    "rct": partial(domains.load, "rct"),
-    "acl-arc": partial(domains.load, "acl-arc"),
-    "scierc": partial(domains.load, "scierc"),
-    "hyperpartisan": partial(domains.load, "hyperpartisan"),
-    "agnews": partial(domains.load, "agnews"),
-    "helpfulness": partial(domains.load, "helpfulness"),
-    "imdb": partial(domains.load, "imdb"),
-    "embedded/tweets-polarity": partial(embedded.polarity, "tweets"),
-    "embedded/movies-polarity": partial(embedded.polarity, "movies"),
-    "embedded/products-polarity": partial(embedded.polarity, "products"),
-    "embedded/editorials-polarity": partial(embedded.polarity, "editorials"),
-    "embedded/tweets-intensity": partial(embedded.intensity, "tweets"),
-    "embedded/movies-intensity": partial(embedded.intensity, "movies"),
-    "embedded/products-intensity": partial(embedded.intensity, "products"),
-    "embedded/editorials-intensity": partial(embedded.intensity, "editorials"),
+    **{name: partial(domains.load, name) for name in domains.SOURCES},
+    **{f"embedded/{name}-polarity": partial(embedded.polarity, name) for name in embedded.DOMAINS},
+    **{f"embedded/{name}-intensity": partial(embedded.intensity, name) for name in embedded.DOMAINS},
     "embedded/domain-identification": embedded.domain_identification,
     "embedded/word-order": embedded.word_order,
     "embedded/next-sentence": embedded.next_sentence,

@@ -1,16 +1,16 @@
 """SQuAD 1.1 (Rajpurkar et al. 2016): the answer to a question is a stretch of the paragraph beside it.
 
 The official dev rows are the `test` split (the official test set is not public), so validation rows have to be held out
-of `train`. Headline metric is F1, beside exact match, by the official rules (`training.answers`).
+of `train`. Headline metric is F1, beside exact match, by the official rules (`training.squad_metrics`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
-from hadamard_toolkit.tasks.base import Task, check_rows, in_memory
+from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.tasks.places import find, provenance, read_hub, read_local
 
 HUB = "rajpurkar/squad"
@@ -34,7 +34,7 @@ def load(root: str | Path | None = None, *, unambiguous: bool = False) -> Task:
 
     Raises `DataError` if no place has the data, or if an answer is not where it is said to start.
     """
-    origin, (tables, places, files) = find(
+    origin, found = find(
         "squad",
         root,
         FOLDER,
@@ -42,14 +42,8 @@ def load(root: str | Path | None = None, *, unambiguous: bool = False) -> Task:
         lambda place: read_local(place, FOLDER, _LOCAL),
         lambda: read_hub(HUB, "plain_text", _HUB),
     )
-    splits = DatasetDict()
-    for split, table in tables.items():
-        rows = in_memory(table.select([c for c in _KEPT if c in table.column_names]))
-        check_rows(rows, COLUMNS, "span", 0, places[split])
-        splits[split] = rows
-    record = provenance(
-        origin, OFFICIAL, {split: rows.num_rows for split, rows in splits.items()}, files, CITATION
-    )
+    splits = found.splits(COLUMNS, "span", 0, _KEPT)
+    record = provenance(origin, OFFICIAL, splits, found.files, CITATION)
     if unambiguous:
         splits["train"], dropped = _only_unambiguous(splits["train"])
         record["rows"] = {**record["rows"], "train": splits["train"].num_rows}

@@ -135,11 +135,11 @@ def test_behind_first_is_behind_the_first_token_that_is_no_padding(
         embedded, masks, kept = [], [], []
         for words, seen in zip(encoder.get_input_embeddings()(batch["input_ids"]), real, strict=True):
             rows, mask, own = list(words), seen.long().tolist(), [True] * 9
-            in_front = 0
+            in_front, padding = 0, mask.index(1)
             for prompt, position in zip(prompts, positions, strict=True):
-                at = 0
+                at = padding if model.config.is_encoder_decoder else 0
                 if position == "behind-first" or (position == "auto" and not front):
-                    at = in_front + mask[in_front:].index(1) + 1
+                    at = padding + in_front + 1
                 else:
                     in_front += 2
                 rows[at:at], mask[at:at], own[at:at] = list(prompt), [1, 1], [False, False]
@@ -158,6 +158,23 @@ def test_behind_first_is_behind_the_first_token_that_is_no_padding(
     else:
         expected = states[torch.tensor(kept)].view(3, 9, 16)
         torch.testing.assert_close(ours.last_hidden_state[real], expected[real], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", [("auto",), ("behind-first",), ("front", "behind-first", "front")])
+def test_padding_on_the_left_changes_nothing_on_t5(positions: tuple[str, ...]) -> None:
+    """Its positions are relative: a prompt must be as far from the tokens as without padding."""
+    model = tiny_model("t5").double()
+    spread(ht.attach(model, ht.Stack(*(ht.PromptTuning(length=2, position=place) for place in positions))))
+    batch = padded_left()
+    alone = {name: rows[:1, 2:] for name, rows in batch.items()}
+    with torch.no_grad():
+        padded, expected = (
+            model.base_model(
+                **inputs, decoder_input_ids=torch.ones(len(inputs["input_ids"]), 1, dtype=torch.long)
+            )
+            for inputs in (batch, alone)
+        )
+    torch.testing.assert_close(padded.last_hidden_state[:1], expected.last_hidden_state, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
