@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from tqdm import std as plain
 from tqdm.auto import tqdm
 
 _listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+_watcher: ContextVar[Callable[[str, float], None] | None] = ContextVar("watcher", default=None)
 
 
 @contextmanager
@@ -22,6 +25,24 @@ def telling(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(before)
+
+
+@contextmanager
+def watching(watcher: Callable[[str, float], None]) -> Iterator[None]:
+    """Within the block, bars are not drawn: `watcher` gets their description and the share done, 0 to 1, instead."""
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
+
+
+class _Watched(plain.tqdm):
+    """A bar that gives its share to the watcher where others draw it, ten times a second at most."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.total and (watcher := _watcher.get()) is not None:
+            watcher(self.desc.removesuffix(": "), self.n / self.total)
 
 
 def tell(line: str) -> None:
@@ -55,12 +76,7 @@ def bar(
     show: bool = True,
 ) -> Any:
     """A `tqdm` bar over `iterable`, or one to `.update()` by hand; silent where it does not belong or `show=False`."""
-    return tqdm(
-        iterable,
-        total=total,
-        desc=description or None,
-        unit=unit,
-        leave=False,
-        dynamic_ncols=True,
-        disable=not (show and visible()),
-    )
+    look: dict[str, Any] = {"total": total, "desc": description or None, "unit": unit, "leave": False}
+    if show and _watcher.get() is not None:
+        return _Watched(iterable, file=io.StringIO(), **look)
+    return tqdm(iterable, dynamic_ncols=True, disable=not (show and visible()), **look)

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 import pandas as pd
 
 from hadamard_toolkit.widgets import views
-from hadamard_toolkit.widgets.pruning_state import Place, PruningState
+from hadamard_toolkit.widgets.pruning_state import LayerSite, PruningState
 
 _MENU = {
     "k most important": ("top-k", True),
@@ -38,9 +38,7 @@ class Handler(Protocol):
 class Panel:
     """`box` is what is shown. `sync(state)` sets the controls, the `show_…` methods the words; it decides nothing."""
 
-    def __init__(
-        self, state: PruningState, guard: Callable[[Callable[[], object]], None], handler: Handler
-    ) -> None:
+    def __init__(self, state: PruningState, handler: Handler) -> None:
         self._handler, self._syncing = handler, False
         self._numbers, self._costs, self._flips = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._code, self._message, self._progress = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -144,7 +142,7 @@ class Panel:
     def _row(self, layer: int, state: PruningState) -> dict[str, Any]:
         places = [place for place in state.places if place[0] == layer]
         whole = self._switch((layer, None), f"All that the adapter has in layer {layer}", "165px")
-        sites: dict[Place, tuple[widgets.ToggleButton | None, widgets.HTML]] = {}
+        sites: dict[LayerSite, tuple[widgets.ToggleButton | None, widgets.HTML]] = {}
         children: list[widgets.Widget] = [whole]
         for place in places:
             switch = None

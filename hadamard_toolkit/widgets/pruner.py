@@ -22,8 +22,8 @@ from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
 from hadamard_toolkit.tasks.base import Task
-from hadamard_toolkit.widgets import views
-from hadamard_toolkit.widgets.background import Background, Idle, Steps
+from hadamard_toolkit.widgets import tables, views
+from hadamard_toolkit.widgets.background import Background, Steps
 from hadamard_toolkit.widgets.evaluation import ROWS, Score
 from hadamard_toolkit.widgets.inputs import headless_code, profile_of, subjects
 from hadamard_toolkit.widgets.orders import consensus_order, greedy_order
@@ -120,18 +120,18 @@ class LayerPruner(widgets.VBox):
         self._job: Retraining | None = None
         self._closed = False
         self._background = Background(self._progress, self._show, lambda: self.panel.say("cancelled"))
-        self._ahead, self._idle = ahead, Idle(self._show)
+        self._ahead = ahead
         for evaluation in self.evaluations:
             evaluation.score(places)
         until = time.monotonic() + OPENING
         if ahead:
             steps = chain.from_iterable(evaluation.prepare(places) for evaluation in self.evaluations)
             deque(takewhile(lambda _: time.monotonic() < until, steps), maxlen=0)
-        self.panel = Panel(self.state, self._guard, self)
+        self.panel = Panel(self.state, self)
         super().__init__([self.panel.box])
         self.add_class("hadamard-pruner")
         self._draw()
-        self._idle.start(self._look_ahead())
+        self._background.fill(self._look_ahead())
 
     def __repr__(self) -> str:
         names = ", ".join(evaluation.name for evaluation in self.evaluations)
@@ -149,7 +149,7 @@ class LayerPruner(widgets.VBox):
             return
         self._closed = True
         self.cancel()
-        self._idle.stop()
+        self._background.stop_idle()
         super().close()
 
     # state -----------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class LayerPruner(widgets.VBox):
         after = self.state.apply(event)
         if after != self.state:
             self.state = after
-            self._idle.stop()
+            self._background.stop_idle()
             self._retrained.clear()
             self.panel.say("")
             self._draw()
@@ -202,28 +202,16 @@ class LayerPruner(widgets.VBox):
         for evaluation in self.evaluations:
             evaluation.score(self.state.kept)
         self._draw()
-        self._idle.start(self._look_ahead())
+        self._background.fill(self._look_ahead())
         return self
 
     def scores(self) -> pd.DataFrame:
         """What is kept against the unpruned model, a row per task: the fields of `Score`, `difference` and `split`."""
-        rows = []
-        for evaluation in self.evaluations:
-            score = evaluation.score(self.state.kept)
-            told = {"task": evaluation.name, "split": evaluation.split, **vars(score)}
-            rows.append({**told, "difference": score.difference})
-        return pd.DataFrame(rows)
+        return tables.score_table(self.evaluations, self.state.kept)
 
     def evidence(self) -> pd.DataFrame:
         """What is known of every part, task by task: see `evidence.evidence_table`; `without` once it was asked for."""
-        tables = []
-        for index, evaluation in enumerate(self.evaluations):
-            table = evaluation.evidence.assign(task=evaluation.name)
-            known = self._without.get(index, {})
-            places = zip(table["layer"], table["site"], strict=True)
-            without = [known.get(place, float("nan")) for place in places]
-            tables.append(table.assign(without=without))
-        return pd.concat(tables, ignore_index=True)
+        return tables.evidence_of_tasks(self.evaluations, self._without)
 
     def leave_one_out(self) -> None:
         """Compute what the score misses without each part, and show it beside its switch."""
@@ -232,7 +220,7 @@ class LayerPruner(widgets.VBox):
             for index, evaluation in enumerate(self.evaluations):
                 self._without[index] = yield from evaluation.leaving_out()
 
-        self._slowly(work(), self._draw)
+        self._background.start(work(), lambda: self._guard(self._draw))
 
     def _greedily(self, k: int | None) -> None:
         """Backward elimination on the first task's rows, then the k layers that stay longest."""
@@ -241,7 +229,10 @@ class LayerPruner(widgets.VBox):
             if "greedy" not in self._orders:
                 self._orders["greedy"] = yield from greedy_order(self.evaluations[0])
 
-        self._slowly(work(), lambda: self.apply(Keep(self._last(self._orders["greedy"], k))))
+        def keep() -> None:
+            self.apply(Keep(self._last(self._orders["greedy"], k)))
+
+        self._background.start(work(), lambda: self._guard(keep))
 
     def _later(self) -> None:
         """Score what is shown: bit by bit on the kernel's loop, so that events come between; else at once."""
@@ -250,7 +241,7 @@ class LayerPruner(widgets.VBox):
         except RuntimeError:
             self.settle()
         else:
-            self._idle.start(self._score())
+            self._background.fill(self._score())
 
     def _score(self) -> Iterator[None]:
         for evaluation in self.evaluations:
@@ -299,17 +290,13 @@ class LayerPruner(widgets.VBox):
                         f"run {spec.key}",
                     )
 
-        self._slowly(work(), self._draw, pause=PROCESS_LOOK)
+        self._background.start(work(), lambda: self._guard(self._draw), pause=PROCESS_LOOK)
 
     def cancel(self) -> None:
         """Stop what is going on: a retraining, a greedy search, leaving out one by one."""
         self._background.stop()
         if self._job is not None:
             self._job.cancel()
-
-    def _slowly(self, steps: Steps, then: Callable[[], object], pause: float = 0.0) -> None:
-        self._idle.stop()
-        self._background.start(steps, lambda: self._guard(then), pause)
 
     def _progress(self, text: str, share: float | None) -> None:
         self.panel.progress(text, share)
@@ -326,13 +313,7 @@ class LayerPruner(widgets.VBox):
 
     def table(self) -> pd.DataFrame:
         """What `figure` draws: a row per task, layer and site, with the scores of the task in each."""
-        evidence = self.evidence()[["task", "layer", "site", "importance"]]
-        kept = [
-            (layer, site) in self.state.kept
-            for layer, site in zip(evidence["layer"], evidence["site"], strict=True)
-        ]
-        scores = self.scores()[["task", "metric", "split", "value", "full", "difference", "low", "high", "n"]]
-        return evidence.assign(kept=kept).merge(scores, on="task", validate="many_to_one")
+        return tables.figure_table(self.evidence(), self.scores(), self.state.kept)
 
     def figure(self, *, venue: str | None = None) -> Figure:
         """What one sees, as a figure for a page."""

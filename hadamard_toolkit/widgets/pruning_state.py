@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
 
-Place = tuple[int, str]  # layer and site
+LayerSite = tuple[int, str]  # layer and site, as in adapters.parts, which needs torch
 FORMAT = 1
 LONGEST_PAST = 500  # states that undo reaches back to
 PRESETS = ("all", "none", "top-k", "bottom half", "top half", "paper")
@@ -35,7 +35,7 @@ class Toggle:
 class Keep:
     """Keep these layers (or layers and sites) and no others."""
 
-    kept: tuple[int | Place, ...]
+    kept: tuple[int | LayerSite, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Reset:
 
 
 Event = Toggle | Keep | Range | Threshold | Preset | Undo | Redo | Reset
-View = tuple[frozenset[Place], float | None]
+View = tuple[frozenset[LayerSite], float | None]
 
 
 # state ---------------------------------------------------------------------------------------------------------
@@ -96,9 +96,9 @@ class PruningState:
     Make one with `PruningState.of`.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[LayerSite, ...]
     importance: tuple[float, ...]
-    kept: frozenset[Place]
+    kept: frozenset[LayerSite]
     threshold: float | None = None
     past: tuple[View, ...] = ()
     future: tuple[View, ...] = ()
@@ -116,7 +116,9 @@ class PruningState:
 
     @classmethod
     def of(
-        cls, places: Iterable[Place] | int, importance: Mapping[Place, float] | Iterable[float] | None = None
+        cls,
+        places: Iterable[LayerSite] | int,
+        importance: Mapping[LayerSite, float] | Iterable[float] | None = None,
     ) -> Self:
         """Everything kept. `places` is the number of layers where there is one site each (`attention_output`).
 
@@ -207,7 +209,7 @@ class PruningState:
             f"event={event!r} is not allowed; give a Toggle, Keep, Range, Threshold, Preset, Undo, …"
         )
 
-    def _to(self, kept: frozenset[Place], threshold: float | None = None) -> Self:
+    def _to(self, kept: frozenset[LayerSite], threshold: float | None = None) -> Self:
         if (kept, threshold) == (self.kept, self.threshold):
             return self
         past = (*self.past, (self.kept, self.threshold))[-LONGEST_PAST:]
@@ -221,14 +223,14 @@ class PruningState:
         past, future = (past[:-1], (*future, here)) if direction < 0 else ((*past, here), future[:-1])
         return replace(self, kept=kept, threshold=threshold, past=past, future=future)
 
-    def _flipped(self, layer: int, site: str | None) -> frozenset[Place]:
+    def _flipped(self, layer: int, site: str | None) -> frozenset[LayerSite]:
         if site is not None:
             return self._named([(layer, site)])
         whole = self._named([layer])
         return whole & self.kept or whole
 
-    def _named(self, kept: Iterable[int | Place]) -> frozenset[Place]:
-        chosen: set[Place] = set()
+    def _named(self, kept: Iterable[int | LayerSite]) -> frozenset[LayerSite]:
+        chosen: set[LayerSite] = set()
         for item in kept:
             here = [p for p in self.places if p == item or p[0] == item]
             if not here:
@@ -332,7 +334,7 @@ def _source(kept: Collection[Any]) -> str:
 # ranges in words -----------------------------------------------------------------------------------------------
 
 
-def parse_range(text: str, places: Collection[Place]) -> frozenset[Place]:
+def parse_range(text: str, places: Collection[LayerSite]) -> frozenset[LayerSite]:
     """The places that a text names: `"0-3,7"` layers, `"2:attention_norm"` one site, `"all"`, `"none"` or nothing.
 
     Spaces do not matter. A layer without a part is passed over inside a range and refused by itself. `ArgumentError`
@@ -345,7 +347,7 @@ def parse_range(text: str, places: Collection[Place]) -> frozenset[Place]:
         return frozenset()
     if words == "all":
         return frozenset(places)
-    chosen: set[Place] = set()
+    chosen: set[LayerSite] = set()
     for piece in text.split(","):
         span, colon, site = piece.strip().partition(":")
         ends = [end.strip() for end in span.split("-")]
@@ -376,7 +378,7 @@ def parse_range(text: str, places: Collection[Place]) -> frozenset[Place]:
     return frozenset(chosen)
 
 
-def format_range(kept: Collection[Place], places: Collection[Place]) -> str:
+def format_range(kept: Collection[LayerSite], places: Collection[LayerSite]) -> str:
     """The shortest text that `parse_range` reads as `kept`: runs of whole layers first, then single sites."""
     if not kept:
         return "none"

@@ -5,7 +5,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from hadamard_toolkit.training.progress import bar, tell, telling
+from hadamard_toolkit.training.progress import bar, tell, telling, watching
 
 
 class Terminal(io.StringIO):
@@ -77,3 +77,21 @@ def test_lines_go_to_whoever_listens_and_to_nobody_else(capsys: pytest.CaptureFi
     tell("after")
     assert heard == ["within", "deeper", "within"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_watcher_gets_shares_where_a_bar_would_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    seen: list[tuple[str, float]] = []
+    with watching(lambda stage, share: seen.append((stage, share))):
+        text = shown(Terminal())
+        shown(Terminal(), show=False)
+        with bar(total=4, description="stage one") as progress:
+            progress.update(3)
+            progress.refresh()
+            progress.set_postfix(loss="1.0", refresh=False)
+    assert text == "", "nothing is drawn"
+    assert ("stage two", 0.0) in seen
+    assert seen[-1] == ("stage one", 0.75)
+    assert {stage for stage, _ in seen} == {"stage one", "stage two"}
+    shown(Terminal())
+    assert seen[-1] == ("stage one", 0.75), "nobody watches any more"

@@ -12,6 +12,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets.pruner import LayerPruner
 from tests.runs.conftest import PROTOCOL, backbone_folder, data_root
 
 __all__ = ["backbone_folder", "data_root"]
@@ -47,3 +48,9 @@ def shifted(spec: RunSpec, seed: int) -> RunSpec:
 def run(store: RunStore, tiny_spec: RunSpec) -> Run:
     """The first of them, read back."""
     return store.run(shifted(tiny_spec, 0).key)
+
+
+@pytest.fixture
+def pruner(run: Run, tmp_path: Path) -> Iterator[LayerPruner]:
+    with LayerPruner(run, store=tmp_path / "runs", figures=tmp_path / "figures") as pruner:
+        yield pruner
