@@ -34,7 +34,7 @@ class DownloadError(ToolkitError, OSError):
 
 
 class StoreError(ToolkitError, OSError):
-    """A store of runs cannot be written to."""
+    """A store of runs, or the folder of an attachment, cannot be written to."""
 
 
 class MissingExtraError(ToolkitError, ImportError):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hadamard_toolkit.adapters.masking import BITS, RECORD, Masking, compact, expand, mask_files, read_masks
-from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.errors import ArgumentError, DataError, StoreError
 from hadamard_toolkit.paths import atomic_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -22,20 +22,34 @@ READS = (1, 2)  # 1 had no digests of its files, and only the first values of th
 
 
 def write_attachment(
-    folder: Path, config: dict[str, Any], state: dict[str, Tensor], masking: Masking | None
+    folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], masking: Masking | None
 ) -> None:
-    """Write the files of an attachment wholly or not at all; what else is in `folder` (a run's files, say) stays.
+    """Write the files of an attachment wholly or not at all; other files in `folder` (of a run, say) stay.
 
-    The config has the SHA-256 of the other files, so that files of two saves are never taken for one.
+    The config has the SHA-256 of the other files, so that the files of two saves are never mixed up.
+
+    Raises `ArgumentError` for a folder without a name and for a file, `StoreError` where it cannot be written to.
     """
+    if not str(folder):
+        raise ArgumentError(f"folder={folder!r} is not allowed: it would be the working folder; name one")
+    target = Path(folder).expanduser()
+    if target.exists() and not target.is_dir():
+        raise ArgumentError(f"folder={str(folder)!r} is not allowed: there is a file of that name")
     files = {WEIGHTS: save(compact(state, masking.kept) if masking else state)}
     if masking:
         files |= mask_files(masking.kept, masking.record)
     digests = {name: sha256(data).hexdigest() for name, data in files.items()}
     files[CONFIG] = (json.dumps({**config, "files": digests}, indent=2) + "\n").encode()
-    atomic_files(folder, files)
-    for name in {BITS, RECORD} - set(files):  # of an earlier save
-        (folder / name).unlink(missing_ok=True)
+    try:
+        atomic_files(target, files)
+        # Masks of an earlier save.
+        for name in {BITS, RECORD} - set(files):
+            (target / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"folder={str(folder)!r} cannot be written to: {error.strerror or error}; the attachment is not saved. "
+            "Choose another folder, or make this one writable with some room on its disk"
+        ) from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Which backbone an adapter was trained on: digests of all its weights, that hold at other precisions too."""
+"""Which backbone an adapter was trained on: digests of its weights at every precision, and its config's settings."""
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Mapping
 from hashlib import sha256
@@ -9,11 +11,60 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from hadamard_toolkit.errors import DataError
 
-# From the most exact to the least. A model has a digest for its own precision and for all that its weights round to.
+# From the most exact to the least. A model has a digest for its own precision and for those it can be rounded to.
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+# Entries of a config that do not change what the weights compute: names, labels, special tokens, the length of the
+# position table (the weights show it), initial values, dropout, and how the model runs and what it returns.
+_NO_SETTINGS = re.compile(
+    r"^_|^architectures$|^auto_map$|label|^num_labels$|^problem_type$|task|version|token_id|"
+    r"^max_position_embeddings$|initializer|drop|^dtype$|^output_|^return_dict$|^use_cache$|^tie_|"
+    r"^chunk_size|^deterministic_|^pretraining_tp$|^quantization"
+)
+
+
+def describe_backbone(
+    config: PreTrainedConfig, layers: int, parameters: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What a saved attachment says of its backbone, for `check_backbone`."""
+    return {
+        "name": config.name_or_path or None,
+        "model_type": config.model_type,
+        "layers": layers,
+        "fingerprint": fingerprint(parameters),
+        "settings": settings(config),
+    }
+
+
+def settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """The entries of `config` that change what the same weights compute, such as `hidden_act`, as JSON values."""
+    entries = json.loads(config.to_json_string(use_diff=False))
+    return {name: entries[name] for name in sorted(entries) if not _NO_SETTINGS.search(name)}
+
+
+def check_backbone(
+    folder: object, record: Mapping[str, Any], config: PreTrainedConfig, parameters: Mapping[str, Tensor]
+) -> None:
+    """Raise `DataError` unless the `record` of a backbone, from the files in `folder`, fits this one.
+
+    Settings that only one of the two has are not compared: other versions of `transformers` have other entries.
+    """
+    now = settings(config)
+    for name, value in record.get("settings", {}).items():
+        if name in now and now[name] != value:
+            raise DataError(
+                f"folder={str(folder)!r} was trained on another backbone: {name}={value!r} in its config, and this "
+                f"model has {now[name]!r}; {_ADVICE}"
+            )
+    check_fingerprint(folder, record["fingerprint"], parameters)
+
+
+_ADVICE = "load that backbone, or pass strict=False to transplant"
 
 
 def fingerprint(parameters: Mapping[str, Tensor]) -> dict[str, str]:
@@ -46,7 +97,6 @@ def check_fingerprint(
     folder: object, expected: str | dict[str, str], parameters: Mapping[str, Tensor]
 ) -> None:
     """Raise `DataError` unless `expected`, from the files in `folder`, is the fingerprint of `parameters`."""
-    advice = "load that backbone, or pass strict=False to transplant"
     found: Any
     if isinstance(expected, str):
         found, compared = first_values(parameters), expected
@@ -69,7 +119,7 @@ def check_fingerprint(
     if found != compared:
         raise DataError(
             f"folder={str(folder)!r} was trained on another backbone (fingerprint {compared}, this model has {found}); "
-            f"{advice}"
+            f"{_ADVICE}"
         )
 
 

@@ -23,7 +23,7 @@ from hadamard_toolkit.adapters.base import (
 from hadamard_toolkit.adapters.bottleneck import ACTIVATIONS, Bottleneck, Pfeiffer
 from hadamard_toolkit.adapters.fields import Layers, all_layers, checked, number, one_of, whole
 from hadamard_toolkit.adapters.files import read_config, read_state
-from hadamard_toolkit.adapters.fingerprint import check_fingerprint
+from hadamard_toolkit.adapters.fingerprint import check_backbone
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.sites import Sites
 
@@ -156,11 +156,11 @@ def load_adapters(
             raise ArgumentError(
                 f"task {task!r} is not allowed; this fusion is over {', '.join(map(repr, fusion.tasks))}"
             )
-        single, trained_on = _read(folder)
+        single, backbone = _read(folder)
         if single != fusion.single:
             raise ArgumentError(f"folder={str(folder)!r} holds {single}; this fusion is over {fusion.single}")
         if strict:
-            check_fingerprint(folder, trained_on, attachment.untrained_base())
+            check_backbone(folder, backbone, attachment.model.config, attachment.untrained_base())
         for name, value in read_state(folder).items():
             role, kind, *where = name.split(".", 4)
             if (role, kind) == ("adapter", "layers"):
@@ -174,12 +174,12 @@ def load_adapters(
     attachment.load_state_dict(state)
 
 
-def _read(folder: str | Path) -> tuple[Pfeiffer, str | dict[str, str]]:
-    """The adapter saved in `folder`, its initialisation forgotten, and the fingerprint of its backbone."""
+def _read(folder: str | Path) -> tuple[Pfeiffer, dict[str, Any]]:
+    """The adapter saved in `folder`, without its way of initialisation, and the record of its backbone."""
     config = read_config(folder)
     single = adapter_from_dict(config["adapter"])
     if not isinstance(single, Pfeiffer) or single.gated:
         raise ArgumentError(
             f"folder={str(folder)!r} holds {single}; fusion is over Pfeiffer adapters without gates"
         )
-    return replace(single, init="zero"), config["backbone"]["fingerprint"]
+    return replace(single, init="zero"), config["backbone"]

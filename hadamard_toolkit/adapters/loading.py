@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.adapters.files import read_config, read_state
-from hadamard_toolkit.adapters.fingerprint import check_fingerprint
+from hadamard_toolkit.adapters.fingerprint import check_backbone
 from hadamard_toolkit.adapters.masking import read_masks
 from hadamard_toolkit.errors import DataError
 
@@ -32,7 +32,7 @@ def load_attachment(
     attachment = attach(model, adapter_from_dict(config["adapter"]), seed=config["seed"])
     try:
         if strict:
-            check_fingerprint(folder, config["backbone"]["fingerprint"], attachment.untrained_base())
+            check_backbone(folder, config["backbone"], model.config, attachment.untrained_base())
         _check_names(attachment, state, folder, head=head)
         if config.get("masks"):
             attachment.mask(*read_masks(Path(folder).expanduser()))

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.errors import ArgumentError, DataError, StoreError
 from tests.adapters.life import logits, shake
 from tests.architectures import tiny_model
+from tests.permissions import read_only
+
+NOT_SAVED = r"^folder='.*cannot be written to: File too large; the attachment is not saved"
 
 
 def trained(seed: int = 1, adapter: Any = None) -> ht.Attachment:
@@ -51,7 +54,7 @@ def test_a_full_disk_leaves_the_older_files(masked: bool, tmp_path: Path) -> Non
     newer = trained(seed=2, adapter=ht.LoRA(rank=8, init="normal"))
     if masked:
         ht.sparsify(newer, scorer="random", sparsity=0.5)
-    with full_disk(2_000), pytest.raises(OSError, match="too large"):  # the config fits, the weights do not
+    with full_disk(2_000), pytest.raises(StoreError, match=NOT_SAVED):  # the config fits, the weights do not
         newer.save(tmp_path / "saved")
     assert content(tmp_path / "saved") == before
     assert torch.equal(
@@ -60,9 +63,29 @@ def test_a_full_disk_leaves_the_older_files(masked: bool, tmp_path: Path) -> Non
 
 
 def test_a_full_disk_leaves_no_new_folder(tmp_path: Path) -> None:
-    with full_disk(2_000), pytest.raises(OSError, match="too large"):
+    with full_disk(2_000), pytest.raises(StoreError, match=NOT_SAVED):
         trained().save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_read_only_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "deeper"):
+        with read_only(tmp_path / "mine"), pytest.raises(StoreError, match=r"^folder='.*Permission denied"):
+            trained().save(folder)
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_folder_without_a_name_is_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attachment = trained()
+    with pytest.raises(ArgumentError, match="folder='' is not allowed: it would be the working folder"):
+        attachment.save("")
+    assert list(tmp_path.iterdir()) == []
+    attachment.save(".")
+    assert set(content(tmp_path)) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def _swap(folder: Path, name: str) -> None:

@@ -114,3 +114,63 @@ def test_names_and_shapes_count_without_values() -> None:
         ]
     first, second = (fingerprint(Sites(model).base_parameters()) for model in models)
     assert first["float32"] != second["float32"]
+
+
+OTHER_FUNCTION = [
+    ("bert", "hidden_act", "relu"),
+    ("bert", "layer_norm_eps", 1e-3),
+    ("bert", "num_attention_heads", 4),
+    ("electra", "hidden_act", "relu"),
+    ("modernbert", "local_attention", 4),
+    ("t5", "feed_forward_proj", "gelu"),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("llama", "rms_norm_eps", 1e-3),
+]
+
+
+@pytest.mark.parametrize(("architecture", "name", "value"), OTHER_FUNCTION)
+def test_another_setting_of_the_config_is_another_backbone(
+    architecture: str, name: str, value: object, tmp_path: Path
+) -> None:
+    folder = saved(tiny_model(architecture), tmp_path / "saved", ht.LoRA())
+    other = tiny_model(architecture, **{name: value})
+    assert fingerprint(Sites(other).base_parameters()) == fingerprint(
+        Sites(tiny_model(architecture)).base_parameters()
+    ), "the weights are the same"
+    with pytest.raises(
+        DataError, match=rf"another backbone: ({name}|dense_act_fn)=.* in its config, and this model has .*strict=False"
+    ):
+        ht.load_attachment(other, folder)
+    assert not hasattr(other, "hadamard_attachment")
+    ht.load_attachment(other, folder, strict=False)
+
+
+def test_what_does_not_change_the_function_may_differ(tmp_path: Path) -> None:
+    folder = saved(tiny_model("bert"), tmp_path / "saved")
+    other = tiny_model("bert", hidden_dropout_prob=0.3, classifier_dropout=0.2, initializer_range=0.5)
+    other.load_state_dict(tiny_model("bert").state_dict())
+    other.config.update(
+        {"use_cache": False, "name_or_path": "elsewhere", "eos_token_id": 7, "id2label": {0: "no", 1: "yes"}}
+    )
+    ht.load_attachment(other, folder)
+
+
+def test_files_that_do_not_know_the_settings_are_compared_by_their_weights(tmp_path: Path) -> None:
+    folder = saved(tiny_model("bert"), tmp_path / "saved")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["backbone"]["settings"].pop("hidden_act") == "gelu"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    ht.load_attachment(tiny_model("bert", hidden_act="relu"), folder)
+    config["backbone"]["settings"]["an_entry_of_later_versions"] = 1
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    ht.load_attachment(tiny_model("bert"), folder)
+    del config["backbone"]["settings"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    ht.load_attachment(tiny_model("bert"), folder)
+
+
+def test_the_adapters_of_a_fusion_are_of_one_backbone(tmp_path: Path) -> None:
+    folder = saved(tiny_model("bert"), tmp_path / "saved", ht.Pfeiffer(bottleneck=2))
+    with pytest.raises(DataError, match="hidden_act='gelu' in its config, and this model has 'relu'"):
+        ht.fuse(tiny_model("bert", hidden_act="relu"), {"one": folder})
+    ht.fuse(tiny_model("bert", hidden_act="relu"), {"one": folder}, strict=False)
