@@ -138,7 +138,8 @@ def test_another_setting_of_the_config_is_another_backbone(
         Sites(tiny_model(architecture)).base_parameters()
     ), "the weights are the same"
     with pytest.raises(
-        DataError, match=rf"another backbone: ({name}|dense_act_fn)=.* in its config, and this model has .*strict=False"
+        DataError,
+        match=rf"another backbone: ({name}|dense_act_fn)=.* in its config, and this model has .*strict=False",
     ):
         ht.load_attachment(other, folder)
     assert not hasattr(other, "hadamard_attachment")
