@@ -1,4 +1,4 @@
-"""The {W, b, norm} grid of the Hadamard adapter: which of its parts earn their place?"""
+"""The {W, b, norm} grid of the Hadamard adapter: what does each of its parts add to the score?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, check_choice
 from hadamard_toolkit.studies.statistics import one_kind, t_interval
@@ -26,8 +27,8 @@ CELLS = tuple(
 def cell_of(adapter: str) -> tuple[bool, bool, bool] | None:
     """Whether W, b and the attention norm train, from the JSON text of an adapter; None for one outside the grid.
 
-    The grid: `HeadOnly()`, `LayerNormTuning()`, and `Hadamard` at its own place on all layers with any of W and b, and
-    the attention norm or none.
+    The grid: `HeadOnly()`, `LayerNormTuning()`, and `Hadamard` at its default placement on all layers with any of W
+    and b, and the attention norm or none.
     """
     record = json.loads(adapter)
     name = record.pop("adapter")
@@ -51,24 +52,18 @@ def cell_name(weight: bool, bias: bool, norm: bool) -> str:
 def ablation_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of the grid: key, task, seed, weight, bias, norm (bool), cell, score, gain, parameters, n.
 
-    `runs` is `RunStore.load()`, of one plan (`store.only(…)`): each task, seed and cell at most once, all of one
-    protocol per task, or `ArgumentError`. `gain` is the score above the cell with nothing of the same task and seed,
-    NaN without it.
+    `runs` is `RunStore.load()` of one plan (`store.only(…)`). `gain` is the score above that of the cell "nothing" of
+    the same task and seed, NaN where it was not run. Raises `ArgumentError` for more than one run of a task, seed and
+    cell, and for more than one protocol within a task.
     """
-    rows: list[dict[str, Any]] = []
-    tests = runs[runs["headline"] & (runs["split"] == "test") & (runs["sparsity"] == "null")]
-    for row in tests.itertuples():
-        cell = cell_of(str(row.adapter))
-        if cell is not None:
-            told = dict(zip(PARTS, cell, strict=True))
-            rest = {"cell": cell_name(*cell), "score": row.value, "parameters": row.trained, "n": row.n}
-            rows.append(
-                {"key": row.key, "task": row.task, "seed": row.seed, **told, **rest, "protocol": row.protocol}
-            )
     columns = ["key", "task", "seed", *PARTS, "cell", "score", "gain", "parameters", "n"]
-    if not rows:
+    tests = runs[runs["headline"] & (runs["split"] == "test") & (runs["sparsity"] == "null")]
+    table = tests.assign(cell=tests["adapter"].map(cell_of)).dropna(subset="cell")
+    if table.empty:
         return pd.DataFrame(columns=columns)
-    table = pd.DataFrame(rows)
+    table = table.rename(columns={"value": "score", "trained": "parameters"})
+    table[list(PARTS)] = table["cell"].tolist()
+    table["cell"] = [cell_name(*cell) for cell in table["cell"]]
     if (table.groupby("task")["protocol"].nunique() > 1).any() or table.duplicated(
         ["task", "seed", "cell"]
     ).any():
@@ -76,9 +71,9 @@ def ablation_table(runs: pd.DataFrame) -> pd.DataFrame:
             "runs mixes protocols of one task, or has a cell twice; give those of one plan: store.only(PLAN).load()"
         )
     floor = table[table["cell"] == cell_name(False, False, False)].set_index(["task", "seed"])["score"]
-    place = pd.MultiIndex.from_frame(table[["task", "seed"]])
-    table["gain"] = table["score"].to_numpy() - floor.reindex(place).to_numpy()
-    order = {cell_name(*cell): place for place, cell in enumerate(CELLS)}
+    of_run = pd.MultiIndex.from_frame(table[["task", "seed"]])
+    table["gain"] = table["score"].to_numpy() - floor.reindex(of_run).to_numpy()
+    order = {cell_name(*cell): rank for rank, cell in enumerate(CELLS)}
     table = table.sort_values(["task", "cell", "seed"], key=lambda c: c.map(order) if c.name == "cell" else c)
     return table[columns].reset_index(drop=True)
 
@@ -89,12 +84,12 @@ def component_effects(table: pd.DataFrame, *, over: str = "seed", level: float =
     `table` is that of `ablation_table`. For every part and each state of the two others, d = score with - score
     without, one number per task and seed in which both were run. Rows: `part`, `beside` (what else trains;
     `"average"` is the main effect: the mean over the four states, of tasks and seeds that have all eight cells; last,
-    `"W + b"` beside `"norm"`: the adapter against the norm alone, the control that it has to beat), `effect` (the mean
-    over tasks of the mean over seeds), `sd` (of seeds within tasks, pooled), `low`, `high`, `over`, `tasks`, `runs`.
+    `"W + b"` beside `"norm"` compares the adapter with the norm alone, its control), `effect` (the mean over tasks of
+    the mean over seeds), `sd` (of seeds within tasks, pooled), `low`, `high`, `over`, `tasks`, `runs`.
 
-    Generalises to: with `over="seed"`, other seeds of these very tasks (a t interval from the spread of seeds within
-    tasks; NaN where there is one seed per task). With `over="task"`, other tasks like these (`mean_over`; NaN for one
-    task): much wider where tasks differ, and the one to quote for "the part helps".
+    Generalises to: with `over="seed"`, other seeds of these tasks (a t interval from the spread of seeds within tasks;
+    NaN for one seed per task). With `over="task"`, other tasks like these (a t interval over tasks; NaN for one task):
+    much wider where tasks differ, and the one to quote for "the part helps".
 
     Simulated: 3 tasks x 3 seeds, tasks as different as seeds. `over="seed"` covers the effect on these tasks in 0.95 of
     studies and that on other tasks in 0.74; `over="task"` covers the latter in 0.95.
@@ -104,41 +99,40 @@ def component_effects(table: pd.DataFrame, *, over: str = "seed", level: float =
     one_kind(table)
     wide = table.pivot(index=["task", "seed"], columns="cell", values="score")
     rows = []
-    for place, part in enumerate(PARTS):
-        every = []
+
+    def add(part: str, beside: str, differences: pd.Series) -> None:
+        rows.append({"part": part, "beside": beside, **_effect(differences.dropna(), over, level)})
+
+    for position, part in enumerate(PARTS):
+        states = []
         for others in itertools.product((False, True), repeat=len(PARTS) - 1):
-            with_it, without = ([*others[:place], there, *others[place:]] for there in (True, False))
-            names = cell_name(*with_it), cell_name(*without)
+            cells = [[*others[:position], on, *others[position:]] for on in (True, False)]
+            names = [cell_name(*cell) for cell in cells]
             if set(names) <= set(wide.columns):
-                every.append(wide[names[0]] - wide[names[1]])
-                rows.append(
-                    {"part": SYMBOLS[part], "beside": names[1], **_effect(every[-1].dropna(), over, level)}
-                )
-        if len(every) == 2 ** (len(PARTS) - 1):
-            mean = pd.concat(every, axis=1).dropna().mean(axis=1)
-            rows.append({"part": SYMBOLS[part], "beside": "average", **_effect(mean, over, level)})
+                states.append(wide[names[0]] - wide[names[1]])
+                add(SYMBOLS[part], names[1], states[-1])
+        if len(states) == 2 ** (len(PARTS) - 1):
+            add(SYMBOLS[part], "average", pd.concat(states, axis=1).dropna().mean(axis=1))
     everything, control = cell_name(True, True, True), cell_name(False, False, True)
     if {everything, control} <= set(wide.columns):
-        both = (wide[everything] - wide[control]).dropna()
-        rows.append({"part": cell_name(True, True, False), "beside": control, **_effect(both, over, level)})
+        add(cell_name(True, True, False), control, wide[everything] - wide[control])
     columns = ["part", "beside", "effect", "sd", "low", "high", "over", "tasks", "runs"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _effect(differences: pd.Series, over: str, level: float) -> dict[str, Any]:
     """Mean over tasks, with the interval over tasks or that of the pooled spread of seeds within tasks."""
-    from scipy import stats
-
     groups = differences.groupby("task")
     counts, tasks = groups.size().to_numpy(), groups.ngroups
     effect, low, high = t_interval(groups.mean().to_numpy(), level=level)
     freedom = int(counts.sum()) - tasks
-    told = {"effect": effect, "over": over, "tasks": tasks, "runs": int(counts.sum())}
     within = (differences - groups.transform("mean")).to_numpy()
     sd = math.sqrt(float((within**2).sum()) / freedom) if freedom >= 1 else math.nan
     if over == "seed":
-        reach = (
-            stats.t.ppf((1 + level) / 2, freedom) * sd * math.sqrt(float(np.sum(1 / counts))) if tasks else 0
-        )
-        low, high = (effect - reach / tasks, effect + reach / tasks) if freedom >= 1 else (math.nan, math.nan)
-    return {**told, "sd": sd, "low": low, "high": high}
+        low = high = math.nan
+        if freedom >= 1:
+            error = sd * math.sqrt(float(np.sum(1 / counts))) / tasks
+            reach = stats.t.ppf((1 + level) / 2, freedom) * error
+            low, high = effect - reach, effect + reach
+    sizes = {"over": over, "tasks": tasks, "runs": int(counts.sum())}
+    return {"effect": effect, "sd": sd, "low": low, "high": high, **sizes}

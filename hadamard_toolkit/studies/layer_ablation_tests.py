@@ -1,6 +1,6 @@
 """Is a choice of layers better than chance, and do tasks agree?
 
-What `layers` chose is judged here on test rows, against subsets of the same size that were drawn blindly.
+Choices of `layer_ablation` are compared on test rows with subsets of the same size that were drawn blindly.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
 from hadamard_toolkit.studies.layer_ablation import (
     FIXED,
     LEAVE_ONE_OUT,
     TEST,
-    _Grid,
-    _grid,
-    read_kept,
+    Grid,
+    code_of,
+    read_grid,
     removal_curves,
 )
 from hadamard_toolkit.studies.statistics import greater, holm, one_kind, t_interval
@@ -32,53 +33,37 @@ QUESTIONS = {
 }
 NO_AGREEMENT = "whose orders are made of each other and agree by construction"
 CHANCE_COLUMNS = [
-    "test",
-    "question",
-    "task",
-    "rule",
-    "size",
-    "score",
-    "full",
-    "chance",
-    "gain",
-    "low",
-    "high",
+    *("test", "question", "task", "rule", "size", "score", "full", "chance", "gain", "low", "high"),
+    *("p", "least_p", "p_holm", "refused", "n_runs", "n_tasks"),
 ]
-CHANCE_COLUMNS += ["p", "least_p", "p_holm", "refused", "n_runs", "n_tasks"]
 EXACT_LAYERS = 8  # up to so many layers all relabellings are counted: 8! = 40,320
 
 
 def against_chance(removals: pd.DataFrame, paths: pd.DataFrame, *, split: str = TEST) -> pd.DataFrame:
-    """Run by run: where the subset of a rule stands among all subsets of its size that may be drawn blindly.
+    """Run by run: the rank of a rule's subset among all subsets of its size that may be drawn blindly.
 
-    `percentile` counts ties half, 100 is best; `p` = share of subsets that score at least as high, itself among them:
-    exact under the null that the rule might as well have drawn blindly. Columns of `paths`, then `score`, `chance` (the
-    pool's mean), `percentile`, `p`, `subsets`. With 15 subsets (4 of 6 layers) p cannot go below 1/15 in one run:
-    `better_than_chance` puts the runs together.
+    `percentile` counts ties half, 100 is best; `p` is the share of subsets, the rule's own included, that score at
+    least as high: exact under the null that the rule draws blindly. Columns of `paths`, then `score`, `chance` (the
+    mean of all subsets), `percentile`, `p`, `subsets`. With 15 subsets (4 of 6 layers) p cannot fall below 1/15 in one
+    run; `better_than_chance` combines the runs.
 
     Generalises to: this run alone.
 
     Simulated: nothing, as p is a count; the best of 6 subsets has 1/6.
-    `pytest tests/studies/test_pruning.py -k best_subset`
+    `pytest tests/studies/test_layer_ablation_tests.py -k best_subset`
     """
-    grid = _grid(removals, split)
-    places = {key: place for place, key in enumerate(grid.runs["key"])}
+    grid = read_grid(removals, split)
+    run_of = {key: run for run, key in enumerate(grid.runs["key"])}
     rows: list[dict[Any, Any]] = []
     for row in removal_curves(removals, paths, split=split).to_dict("records"):
-        pool = grid.score[places[row["key"]], grid.of_size(row["size"])]
+        pool = grid.score[run_of[row["key"]], grid.of_size(row["size"])]
         if not len(pool):
             continue
         more, same = (pool > row["score"]).sum(), (pool == row["score"]).sum()
-        listed = same > 0  # a rule's own subset is always one of those that might have been drawn
-        told = {"chance": pool.mean(), "percentile": 100 * (1 - (more + same / 2) / len(pool))}
-        rows.append(
-            {
-                **row,
-                **told,
-                "p": (more + same + (not listed)) / (len(pool) + (not listed)),
-                "subsets": len(pool),
-            }
-        )
+        absent = int(same == 0)  # a rule's own subset counts among those that might have been drawn
+        percentile = 100 * (1 - (more + same / 2) / len(pool))
+        p = (more + same + absent) / (len(pool) + absent)
+        rows.append({**row, "chance": pool.mean(), "percentile": percentile, "p": p, "subsets": len(pool)})
     return pd.DataFrame(rows)
 
 
@@ -91,24 +76,24 @@ def better_than_chance(
     test: str | None = None,
     alpha: float = 0.05,
 ) -> pd.DataFrame:
-    """Does a rule choose better layers than a blind draw? Two tests, and each row says which question it answers.
+    """Does a rule choose better layers than a blind draw? Two tests; each row says which question it answers.
 
-    `test="tasks"`: over tasks, the score of the choice minus the mean over all subsets of that size that may be drawn
-    blindly, a one-sided t test of the task means (and their interval `low`, `high`). For a rule that chooses for each
-    task by itself, the question is whether the rule beats a blind draw. A choice common to all (`consensus`,
-    `first`, `last`) is one subset, whoever chose it: the question is then whether this subset is better than the
-    average one, and it is a family of its own.
+    `test="tasks"`: a one-sided t test over tasks of the score of the choice minus the mean over all subsets of that
+    size that may be drawn blindly, with the interval `low`, `high`. For a rule that chooses for each task separately,
+    the question is whether the rule beats a blind draw. A choice common to all tasks (`consensus`, `first`, `last`) is
+    one subset; the question is then whether this subset is better than the average one, in a family of its own.
 
-    `test="relabelling"`: one permutation π of the layer numbers, the same for all runs, is put on everything that the
-    rule kept; p = share of π that score at least as high. Choices stay as alike from run to run as they are: it asks
-    whether these layers are better than others that would be kept as consistently. It cannot see an order that all
-    tasks share: all runs keep one subset then, and p is at least 1 / C(L, size). Up to 8 layers all L! permutations
-    are counted; beyond, the mean is ranked among random subsets that all runs share, p = (1 + #{as good})/(1 + drawn).
+    `test="relabelling"`: one permutation π of the layer numbers, the same for all runs, is applied to everything that
+    the rule kept; p is the share of π that score at least as high. Choices stay as alike from run to run as they are,
+    so the question is whether these layers are better than others that would be kept as consistently. An order that
+    all tasks share is hard to detect: all runs then keep one subset, and p is at least 1 / C(L, size). Up to 8 layers
+    all L! permutations are counted; beyond, the mean is ranked among random subsets that all runs share,
+    p = (1 + #{as good})/(1 + drawn).
 
-    Without `test` both are made; with `by="task"` each task by itself, by relabelling alone. `p_holm` corrects over the
-    rules and sizes of one question (Holm 1979). A test that could not reject at `alpha` whatever came out is
-    refused: by the least p that each could reach (Tarone 1990), it has no p, no part in the correction, and the reason
-    in `refused`. The way out is to ask fewer questions: pass only the rules and sizes that were chosen before looking.
+    Without `test` both are made; with `by="task"` each task separately, by relabelling alone. `p_holm` corrects over
+    the rules and sizes of one question (Holm 1979). A test whose least possible p could not reject at `alpha` (Tarone
+    1990) is refused: it has no p, does not count in the correction, and `refused` says why. To avoid this, pass only
+    the rules and sizes that were chosen before looking.
 
     Generalises to: `"tasks"`, other tasks on this backbone; `"relabelling"`, nothing beyond these runs and rows.
 
@@ -127,14 +112,10 @@ def better_than_chance(
     check_range("alpha", alpha, above=0, below=1)
     if by is None:
         _one_kind(removals)
-    grid = _grid(removals, split)
+    grid = read_grid(removals, split)
     groups = {"all tasks": np.arange(len(grid.runs))} if by is None else grid.by_task()
-    codes = paths["kept"].map(lambda kept: sum(2**layer for layer in read_kept(kept)))
-    wide = (
-        paths.assign(code=codes)
-        .pivot(index="key", columns=["rule", "size"], values="code")
-        .reindex(grid.runs["key"])
-    )
+    codes = paths.assign(code=paths["kept"].map(code_of))
+    wide = codes.pivot(index="key", columns=["rule", "size"], values="code").reindex(grid.runs["key"])
     pairs: list[tuple[str, int]] = list(wide.columns)  # type: ignore[arg-type]
     chosen = dict(zip(pairs, wide.to_numpy(dtype=float, na_value=np.nan).T, strict=True))
     tests = {"tasks": _over_tasks, "relabelling": _by_relabelling}
@@ -142,18 +123,17 @@ def better_than_chance(
     rows: list[dict[str, Any]] = []
     for (task, runs), kind in itertools.product(groups.items(), wanted):
         for (rule, size), by_run in chosen.items():
-            own = by_run[runs]
-            if not 0 < size < grid.layers or np.isnan(own).any():
+            if not 0 < size < grid.layers or np.isnan(by_run[runs]).any():
                 continue
-            if np.isnan(grid.score[runs, own.astype(int)]).any():
+            kept = by_run[runs].astype(int)
+            if np.isnan(grid.score[runs, kept]).any():
                 continue
-            if (found := tests[kind](grid, runs, own.astype(int), size)) is None:
+            if (result := tests[kind](grid, runs, kept, size)) is None:
                 continue
-            asked = "subset" if kind == "tasks" and rule in LEAVE_ONE_OUT + FIXED else kind
-            fixed = {"full": grid.score[runs, -1].mean(), "n_runs": len(runs)}
-            fixed["n_tasks"] = grid.runs["task"].iloc[runs].nunique()
-            told = {"test": kind, "question": QUESTIONS[asked], "task": task, "rule": rule, "size": size}
-            rows.append({**told, **found, **fixed})
+            question = QUESTIONS["subset" if kind == "tasks" and rule in LEAVE_ONE_OUT + FIXED else kind]
+            row = {"test": kind, "question": question, "task": task, "rule": rule, "size": size, **result}
+            row |= {"full": grid.score[runs, -1].mean(), "n_runs": len(runs)}
+            rows.append({**row, "n_tasks": grid.runs["task"].iloc[runs].nunique()})
     table = pd.DataFrame(rows, columns=CHANCE_COLUMNS).assign(p_holm=np.nan, refused="")
     for _, family in table.groupby(["task", "question"]):
         able, bound = _able(family["least_p"].to_numpy(dtype=float), alpha)
@@ -168,7 +148,7 @@ def better_than_chance(
 
 
 def _able(least: np.ndarray, alpha: float) -> tuple[np.ndarray, float]:
-    """Which tests can still reject once all of them are corrected for, and at what bound (Tarone 1990)."""
+    """Which tests can still reject after a correction for all that can, and at what bound (Tarone 1990)."""
     for count in range(1, len(least) + 1):
         if (least <= alpha / count).sum() <= count:
             break
@@ -176,7 +156,7 @@ def _able(least: np.ndarray, alpha: float) -> tuple[np.ndarray, float]:
 
 
 def _one_kind(removals: pd.DataFrame) -> None:
-    """Tasks whose rows are right or wrong, and tasks scored by a correlation, have no mean."""
+    """Raise `DataError` for tasks of accuracy together with tasks of a correlation, which have no mean."""
     one_kind(removals)
     if "metric" not in removals.columns and "correct" in removals.columns:
         ranked = removals["correct"].isna().groupby(removals["task"]).any()
@@ -187,40 +167,43 @@ def _one_kind(removals: pd.DataFrame) -> None:
             )
 
 
-def _over_tasks(grid: _Grid, runs: np.ndarray, own: np.ndarray, size: int) -> dict[str, float] | None:
+def _over_tasks(grid: Grid, runs: np.ndarray, kept: np.ndarray, size: int) -> dict[str, float] | None:
     """A t test over tasks of what the choice scores above the mean of the pool."""
     pool = grid.of_size(size)
     if not len(pool):
         return None
-    by_run = np.stack([grid.score[runs, own], grid.score[np.ix_(runs, pool)].mean(axis=1)])
+    by_run = np.stack([grid.score[runs, kept], grid.score[np.ix_(runs, pool)].mean(axis=1)])
     _, task = np.unique(grid.runs["task"].to_numpy(dtype=str)[runs], return_inverse=True)
     score, chance = np.stack([np.bincount(task, values) for values in by_run]) / np.bincount(task)
     gains = score - chance
     gain, low, high = t_interval(gains)
-    told = {"score": score.mean(), "chance": chance.mean(), "gain": gain}
     # two tasks or more can have any p; one has no spread to judge by
-    return {**told, "low": low, "high": high, "p": greater(gains), "least_p": float(len(gains) < 2)}
+    p, least = greater(gains), float(len(gains) < 2)
+    means = {"score": score.mean(), "chance": chance.mean(), "gain": gain}
+    return {**means, "low": low, "high": high, "p": p, "least_p": least}
 
 
-def _by_relabelling(grid: _Grid, runs: np.ndarray, own: np.ndarray, size: int) -> dict[str, float] | None:
-    null = _null(grid, runs, own, size)
+def _by_relabelling(grid: Grid, runs: np.ndarray, kept: np.ndarray, size: int) -> dict[str, float] | None:
+    """The rank of the choice among its relabellings."""
+    null = _null(grid, runs, kept, size)
     if null is None:
         return None
-    score = grid.score[runs, own].mean()
-    told = {"score": score, "chance": null.mean(), "gain": score - null.mean(), "low": np.nan, "high": np.nan}
-    return {**told, "p": (null >= score - 1e-12).mean(), "least_p": (null >= null.max() - 1e-12).mean()}
+    score, chance = grid.score[runs, kept].mean(), null.mean()
+    p, least = ((null >= bound - 1e-12).mean() for bound in (score, null.max()))
+    means = {"score": score, "chance": chance, "gain": score - chance}
+    return {**means, "low": np.nan, "high": np.nan, "p": p, "least_p": least}
 
 
-def _null(grid: _Grid, runs: np.ndarray, own: np.ndarray, size: int) -> np.ndarray | None:
-    """Mean scores under blind choices, the observed one among them; None if too few subsets were scored."""
+def _null(grid: Grid, runs: np.ndarray, kept: np.ndarray, size: int) -> np.ndarray | None:
+    """Mean scores of blind choices and of the observed one; None if too few subsets were scored."""
     if grid.layers <= EXACT_LAYERS:
-        moved = _relabelled(grid.layers, own)
+        moved = _relabelled(grid.layers, kept)
         if np.isfinite(scores := grid.score[runs[None], moved]).all():
             return np.asarray(scores.mean(axis=1))
     pool = grid.of_size(size)
     if not len(pool):
         return None
-    observed = grid.score[runs, own].mean()
+    observed = grid.score[runs, kept].mean()
     return np.append(grid.score[np.ix_(runs, pool)].mean(axis=0), observed)
 
 
@@ -242,24 +225,22 @@ def rank_agreement(paths: pd.DataFrame) -> pd.DataFrame:
     The m orders are the tasks' (mean rank over seeds), S the squared deviations of the layers' rank sums, p that of
     Friedman's χ² = m (L − 1) W with L − 1 degrees of freedom (Kendall and Smith 1939), approximate for few tasks.
 
-    The orders must know nothing of each other, as those of `greedy` and of scores do. A leave-one-out order
-    (`consensus`) is a mean over the other tasks: any two of them share all but two tasks and agree by construction, in
-    noise as well. It is refused: it has its order, no W and no p, and the reason in `refused`. `first` and `last`
-    are left out, as they are the same order by definition.
+    The orders must be independent, as those of `greedy` and of scores are. A leave-one-out order (`consensus`) is a
+    mean over the other tasks: any two of them share all but two tasks and agree by construction, in noise as well. It
+    is refused: its row has the order, but no W and no p, and `refused` says why. `first` and `last`, which are the
+    same order for all tasks, are left out.
 
     Generalises to: nothing beyond these tasks; the null is that each of them orders its layers at random.
 
     Columns: `rule`, `order` (removed first to last, by mean rank: Borda), `w`, `p`, `n_tasks`, `n_runs`, `refused`.
-    W and p are NaN for one task. Raises `ArgumentError` where no rule is left to test.
+    W and p are NaN for one task. Raises `ArgumentError` if no rule is left to test.
 
     Simulated: size 0.04 at 9 tasks and 0.01 at 3 (orders of greedy elimination in noise), power 0.99 where one order
     is planted; leave-one-out orders in noise have W of about 0.8 and would reject always.
     `pytest -m benchmark tests/benchmarks/test_simulations.py -s -k agreement`
     """
-    from scipy import stats
-
-    own = set(paths["rule"]) - {*LEAVE_ONE_OUT, *FIXED}
-    if not own:
+    independent = set(paths["rule"]) - {*LEAVE_ONE_OUT, *FIXED}
+    if not independent:
         raise ArgumentError(
             f"paths holds only the rules {sorted(set(paths['rule']))}, {NO_AGREEMENT}; "
             "give rules that choose task by task"
@@ -272,15 +253,16 @@ def rank_agreement(paths: pd.DataFrame) -> pd.DataFrame:
         tasks = part.drop_duplicates("key").set_index("key")["task"].reindex(ranks.index)
         by_task = ranks.groupby(tasks).mean().rank(axis=1)
         m, layers = by_task.shape
-        told = {"rule": rule, "order": write_order(by_task.mean().sort_values(kind="stable").index)}
+        order = write_order(by_task.mean().sort_values(kind="stable").index)
         w = p = np.nan
-        if rule in own and m > 1:
+        if rule in independent and m > 1:
             sums = by_task.sum()
             w = 12 * ((sums - sums.mean()) ** 2).sum() / (m**2 * (layers**3 - layers))
             p = stats.chi2.sf(m * (layers - 1) * w, layers - 1)
-        refused = "" if rule in own else NO_AGREEMENT
-        rows.append({**told, "w": w, "p": p, "n_tasks": m, "n_runs": len(ranks), "refused": refused})
-    return pd.DataFrame(rows, columns=["rule", "order", "w", "p", "n_tasks", "n_runs", "refused"])
+        sizes = {"n_tasks": m, "n_runs": len(ranks)}
+        refused = "" if rule in independent else NO_AGREEMENT
+        rows.append({"rule": rule, "order": order, "w": w, "p": p, **sizes, "refused": refused})
+    return pd.DataFrame(rows)
 
 
 def write_order(layers: Collection[int]) -> str:

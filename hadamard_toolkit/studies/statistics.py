@@ -1,9 +1,8 @@
 """Intervals, tests, equivalence and power for scores over seeds, examples and tasks.
 
-Pure functions: arrays or tables in, tidy tables out. The tests themselves are SciPy's and statsmodels'. What every
-claim of the other studies rests on: a mean over tasks or over seeds with its interval (`mean_over`), an interval over
-seeds and examples (`hierarchical_bootstrap`), a test with Holm's correction (`paired_tests`), equivalence within a
-stated margin (`tost`), and what so few seeds could have shown at all (`power`).
+The claims of the other studies rest on these functions: a mean over tasks or seeds with its interval (`mean_over`), an
+interval over seeds and examples (`hierarchical_bootstrap`), a test with Holm's correction (`paired_tests`), equivalence
+within a stated margin (`tost`), and what so few seeds could have shown at all (`power`).
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import special, stats
 
-from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_range
+from hadamard_toolkit.errors import DataError, check_choice, check_range
+from hadamard_toolkit.studies.frames import require_columns
 
 FEW_VALUES = 16  # up to so many different values, counts are drawn instead of examples: the same distribution
 ALL_TASKS = "all tasks"
@@ -30,13 +31,13 @@ def mean_over(
     by: str | Sequence[str] = (),
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean over tasks with its t interval; or over seeds, or over what else the column `over` names.
+    """Mean over tasks, or over the seeds or other units that the column `over` names, with its t interval.
 
-    All rows of one task are averaged first, so a task with more runs weighs no more; then mean ± t · sd / √n over the n
-    tasks, on n − 1 degrees of freedom. `by` names columns: one interval for each of their values.
+    All rows of one task are averaged first, so that a task with more runs has no more weight; then mean ± t · sd / √n
+    over the n tasks, on n − 1 degrees of freedom. `by` names columns: one interval for each of their values.
 
-    Generalises to: other tasks (or other seeds: other units of `over`) of the same kind, not to anything below them.
-    Nested rows do not belong into one mean: where the rows of K = 100 lie inside those of K = 500, give `by="rows"`
+    Generalises to: other tasks (or seeds, or other units of `over`) of the same kind, not to anything below them.
+    Nested rows must not be averaged together: where the rows of K = 100 are part of those of K = 500, pass `by="rows"`
     (an interval within each K) or `over="seed"`. A percentile bootstrap over so few units is too narrow.
 
     Columns: those of `by`, `over`, `mean`, `low`, `high`, `level`, `n` (tasks), `averaged` (rows). `low` and `high` are
@@ -50,7 +51,7 @@ def mean_over(
     """
     check_range("level", level, above=0, below=1)
     groups = [by] if isinstance(by, str) else list(by)
-    _require(table, over, value, *groups)
+    require_columns("table", table, over, value, *groups)
     if not np.isfinite(table[value].to_numpy(dtype=float)).all():
         raise DataError(f"table[{value!r}] holds values that are not finite; leave those rows out first")
     parts = table.groupby(groups, sort=False) if groups else [((), table)]
@@ -59,15 +60,14 @@ def mean_over(
         one_kind(part)
         units = part.groupby(over)[value].mean().to_numpy(dtype=float)
         mean, low, high = t_interval(units, level=level)
-        told = {"over": over, "mean": mean, "low": low, "high": high, "level": level}
-        rows.append({**dict(zip(groups, names, strict=True)), **told, "n": len(units), "averaged": len(part)})
+        interval = {"over": over, "mean": mean, "low": low, "high": high, "level": level}
+        sizes = {"n": len(units), "averaged": len(part)}
+        rows.append({**dict(zip(groups, names, strict=True)), **interval, **sizes})
     return pd.DataFrame(rows, columns=[*groups, "over", "mean", "low", "high", "level", "n", "averaged"])
 
 
 def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
     """Mean of independent values and its t interval, NaN for fewer than two."""
-    from scipy import stats
-
     n = len(values)
     mean = float(np.mean(values)) if n else np.nan
     if n < 2:
@@ -78,8 +78,6 @@ def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float
 
 def greater(values: np.ndarray) -> float:
     """One-sided p of a t test of a mean of at most zero; NaN for fewer than two values."""
-    from scipy import stats
-
     if len(values) < 2:
         return np.nan
     if np.ptp(values) == 0:  # no spread: certain either way
@@ -88,7 +86,10 @@ def greater(values: np.ndarray) -> float:
 
 
 def one_kind(table: pd.DataFrame) -> None:
-    """Refuse a table whose column `metric`, if it has one, holds both correlations and shares of right answers."""
+    """Raise `DataError` if the column `metric` of `table` holds both correlations and shares of right answers.
+
+    A table without that column passes.
+    """
     if "metric" not in table.columns:
         return
     metrics = sorted(set(table["metric"]))
@@ -108,25 +109,25 @@ def hierarchical_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Percentile interval of a mean over seeds and their examples; of a paired difference if `other` is given.
+    """Percentile interval of a mean over seeds and their examples, or of a paired difference if `other` is given.
 
     In each draw, S of the S seeds are drawn with replacement, then n_s of the n_s examples of each:
     θ* = (1/S) Σ_s mean_i x[s*, i*]; the interval is the middle `level` of the θ* (Davison and Hinkley 1997, section
-    3.8; Bouthillier et al. 2021 on why seeds must be drawn too). A draw takes an example of both methods or of none.
+    3.8; Bouthillier et al. 2021 on why seeds must be drawn too). An example is drawn for both methods or for neither.
 
     Parameters
     ----------
-    values: one array of numbers per seed, such as correct or not, row by row; [seeds, examples] is one too.
-    other: the same of the method to compare with; the estimate is then mean(values) − mean(other).
-    examples: `"own"` if every seed has rows of its own (held-out rows), `"shared"` if row i is the same for all
-        seeds (test rows): then one draw of examples serves all seeds of a draw (crossed; Owen 2007), and they must be
-        equally many.
+    values: one array of numbers per seed, such as 1 for each correct row and 0 for the others; or an array
+        [seeds, examples].
+    other: the same for the method to compare with; the estimate is then mean(values) − mean(other).
+    examples: `"own"` if every seed has rows of its own (held-out rows); `"shared"` if row i is the same for all
+        seeds (test rows). Then all seeds have equally many rows, and share one draw of them (crossed; Owen 2007).
 
-    One row: `estimate`, `low`, `high`, `level`, `n_seeds`, `n_examples` (of all seeds together, shared ones once).
+    One row: `estimate`, `low`, `high`, `level`, `n_seeds`, `n_examples` (of all seeds; shared ones count once).
 
-    Generalises to: other rows; to other seeds with about ten of them. With very few seeds the interval is too narrow
-    where seeds differ more than examples do (the spread of S drawn seeds is (S − 1)/S of the true one), and too wide
-    where they do not: `mean_over` by seed is right then. One seed tells nothing about other seeds.
+    Generalises to: other rows, and to other seeds if there are about ten. With very few seeds the interval is too
+    narrow where seeds differ more than examples do (the spread of S drawn seeds is (S − 1)/S of the true one), and too
+    wide where they do not; use `mean_over` by seed there. One seed says nothing about other seeds.
 
     Simulated: covers 0.92 with 10 seeds that differ, 0.95 and more where they do not.
     `pytest tests/studies/test_statistics.py -k bootstrap`
@@ -140,42 +141,38 @@ def hierarchical_bootstrap(
     chosen = generator.integers(count, size=(draws, count))
     if examples == "own":
         means = np.empty((draws, count))
-        for place, own in enumerate(seeds):
-            here = chosen == place
-            means[here] = _resampled_means(own, int(here.sum()), generator)
+        for index, numbers in enumerate(seeds):
+            here = chosen == index
+            means[here] = _resampled_means(numbers, int(here.sum()), generator)
         drawn = means.mean(axis=1)
         size = sum(map(len, seeds))
     else:
-        if len({len(own) for own in seeds}) > 1:
+        if len({len(numbers) for numbers in seeds}) > 1:
             raise DataError(
-                f"examples='shared' needs equally many per seed; there are {[len(own) for own in seeds]}"
+                f"examples='shared' needs equally many per seed; there are {[len(numbers) for numbers in seeds]}"
             )
         matrix = np.stack(seeds)
         size = matrix.shape[1]
-        weights = np.stack([(chosen == place).sum(axis=1) for place in range(count)], axis=1) / count
-        drawn = np.concatenate(
-            [
-                ((part @ matrix) * generator.multinomial(size, np.full(size, 1 / size), len(part))).sum(
-                    axis=1
-                )
-                / size
-                for part in np.array_split(weights, -(-draws // 1000))
-            ]
-        )
+        weights = np.stack([(chosen == index).sum(axis=1) for index in range(count)], axis=1) / count
+        parts = []
+        for part in np.array_split(weights, -(-draws // 1000)):  # in parts, to save memory
+            times = generator.multinomial(size, np.full(size, 1 / size), len(part))
+            parts.append(((part @ matrix) * times).sum(axis=1) / size)
+        drawn = np.concatenate(parts)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    estimate = float(np.mean([own.mean() for own in seeds]))
-    told = {"estimate": estimate, "low": float(low), "high": float(high), "level": level}
-    return pd.DataFrame([{**told, "n_seeds": count, "n_examples": size}])
+    estimate = float(np.mean([numbers.mean() for numbers in seeds]))
+    interval = {"estimate": estimate, "low": float(low), "high": float(high), "level": level}
+    return pd.DataFrame([{**interval, "n_seeds": count, "n_examples": size}])
 
 
 def paired_tests(scores: pd.DataFrame, control: str, *, test: str = "t", alpha: float = 0.05) -> pd.DataFrame:
-    """Every method against `control`, paired by seed within each task and by task over all of them, with Holm's step.
+    """Compare every method with `control`, paired by seed within each task and by task over all tasks.
 
     `scores`: `task`, `method`, `seed`, `score`, one row per run. Within a task, d_s = score − score of the control with
-    the same seed. Over tasks, d_t is the mean of d_s in task t, so that a task with more seeds weighs no more (Demšar
-    2006). `test` is `"t"` (t = mean(d) / (sd(d)/√n), n − 1 degrees of freedom) or `"wilcoxon"` (signed ranks; exact
-    for small n, and unable to go below 2^(1−n)). `p_holm` is corrected over all tasks and methods (Holm 1979), in one
-    family for tasks and one for `"all tasks"`.
+    the same seed. Over tasks, d_t is the mean of d_s in task t, so that a task with more seeds has no more weight
+    (Demšar 2006). `test` is `"t"` (t = mean(d) / (sd(d)/√n), n − 1 degrees of freedom) or `"wilcoxon"` (signed ranks;
+    exact for small n, p is at least 2^(1−n)). `p_holm` is corrected over all tasks and methods (Holm 1979), in one
+    family for single tasks and one for `"all tasks"`.
 
     Generalises to: other seeds of the task; for `"all tasks"`, other tasks.
 
@@ -183,16 +180,15 @@ def paired_tests(scores: pd.DataFrame, control: str, *, test: str = "t", alpha: 
     `pytest tests/studies/test_statistics.py -k familywise`
 
     Columns: `task`, `method`, `control`, `n` (pairs), `difference`, `sd`, `low`, `high` (1 − alpha, by t), `p`,
-    `p_holm`, `significant` (p_holm <= alpha). With fewer than two pairs, or with t and differences that are
-    all the same and not zero, p is NaN: there is no spread to judge by. Such a comparison has no part in the
-    correction.
+    `p_holm`, `significant` (p_holm <= alpha). p is NaN with fewer than two pairs, and for t where all differences are
+    the same and not zero: there is no spread to judge by. Such a comparison does not count in the correction.
     """
     check_choice("test", test, ("t", "wilcoxon"))
     check_range("alpha", alpha, above=0, below=1)
-    _require(scores, "task", "method", "seed", "score")
+    require_columns("scores", scores, "task", "method", "seed", "score")
     if (twice := scores.duplicated(["task", "method", "seed"])).any():
         first = scores.loc[twice, ["task", "method", "seed"]].iloc[0].to_dict()
-        raise DataError(f"scores has more than one row for {first}; one row per run is compared")
+        raise DataError(f"scores has more than one row for {first}; give one row per run")
     check_choice("control", control, sorted(set(scores["method"])))
     one_kind(scores)
     wide = scores.pivot(index=["task", "seed"], columns="method", values="score")
@@ -216,9 +212,8 @@ def paired_tests(scores: pd.DataFrame, control: str, *, test: str = "t", alpha: 
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Holm's (1979) adjusted p, max_{j<=i} min(1, (m − j + 1) p_(j)); NaN stays and does not count.
+    """Holm's (1979) adjusted p, max_{j<=i} min(1, (m − j + 1) p_(j)); NaN stays NaN and does not count.
 
-    The same as statsmodels' `multipletests`, which collects garbage at every call, a quarter of a second each.
     Simulated: a false claim in 0.05 of families of 8. `pytest tests/studies/test_statistics.py -k familywise`
     """
     values = np.asarray(p, dtype=float)
@@ -233,9 +228,9 @@ def holm(p: ArrayLike) -> np.ndarray:
 def tost(differences: ArrayLike, margin: float, *, alpha: float = 0.05) -> pd.DataFrame:
     """Two one-sided t tests: is the mean of paired `differences` within ± `margin` (Schuirmann 1987)?
 
-    H0 is that it is not. `p_lower` tests mean <= −margin (a small one: not worse), `p_upper` mean >= margin (a small
-    one: not better), and p = max of the two. Equivalent at `alpha` exactly if the 1 − 2 alpha interval `low`, `high`
-    lies within the margin. `margin` is in the units of the score and must be stated before looking.
+    The null is that it is not. `p_lower` tests mean <= −margin (small: not worse), `p_upper` mean >= margin (small: not
+    better), and `p` is the larger one. Equivalent at `alpha` exactly if the 1 − 2 alpha interval `low`, `high` lies
+    within the margin. `margin` is in the units of the score and must be stated before looking. NaN for one pair.
 
     Generalises to: other pairs of the kind that was given (seeds, or means of tasks).
 
@@ -246,39 +241,25 @@ def tost(differences: ArrayLike, margin: float, *, alpha: float = 0.05) -> pd.Da
     check_range("margin", margin, above=0)
     check_range("alpha", alpha, above=0, below=0.5)
     values = _numbers("differences", differences)
-    told = {"n": len(values), "difference": values.mean(), "margin": margin}
-    if len(values) < 2:
-        nothing = dict.fromkeys(("low", "high", "p_lower", "p_upper", "p"), np.nan)
-        return pd.DataFrame([{**told, **nothing, "equivalent": False}])
-    if not np.ptp(values):  # no spread: statsmodels would divide by zero
-        mean = float(values[0])
-        low = high = mean
-        p_lower, p_upper = float(mean <= -margin), float(mean >= margin)
-    else:
-        from statsmodels.stats.weightstats import DescrStatsW
-
-        described = DescrStatsW(values)
-        low, high = described.tconfint_mean(alpha=2 * alpha)
-        _, (_, p_lower, _), (_, p_upper, _) = described.ttost_mean(-margin, margin)
+    mean, low, high = t_interval(values, level=1 - 2 * alpha)
+    p_lower, p_upper = greater(values + margin), greater(margin - values)
     p = max(p_lower, p_upper)
-    found = {"low": low, "high": high, "p_lower": p_lower, "p_upper": p_upper, "p": p}
-    columns = ["n", "difference", "low", "high", "margin", "p_lower", "p_upper", "p", "equivalent"]
-    return pd.DataFrame([{**told, **found, "equivalent": bool(p <= alpha)}])[columns]
+    interval = {"n": len(values), "difference": mean, "low": low, "high": high, "margin": margin}
+    tests = {"p_lower": p_lower, "p_upper": p_upper, "p": p, "equivalent": bool(p <= alpha)}
+    return pd.DataFrame([{**interval, **tests}])
 
 
 def mcnemar(correct: ArrayLike, other: ArrayLike) -> pd.DataFrame:
     """Exact McNemar test of two methods on the same rows: do they differ in how often they alone are right?
 
     `correct` and `other`: right or not, [rows] of one seed, or [seeds, rows] to pool the seeds. With b rows that only
-    the first has right and c that only the second has, b ~ Binomial(b + c, 1/2) under H0 (McNemar 1947; Dietterich
-    1998); two-sided, by statsmodels. Generalises to: other rows for these trained models, not to other seeds; and
-    pooled rows that several seeds share are not independent, which makes the pooled p too small.
+    the first has right and c that only the second has right, b ~ Binomial(b + c, 1/2) under the null (McNemar 1947;
+    Dietterich 1998); two-sided. Generalises to: other rows for these trained models, not to other seeds. Pooled rows
+    that several seeds share are not independent, which makes the pooled p too small.
     Simulated: size at most 0.05. `pytest tests/studies/test_statistics.py -k mcnemar`
 
     One row: `only_first`, `only_second`, `n` (rows), `difference` (of the two accuracies), `p`.
     """
-    from statsmodels.stats.contingency_tables import mcnemar as exact
-
     first, second = np.asarray(correct), np.asarray(other)
     if first.shape != second.shape or not first.size:
         raise DataError(
@@ -287,12 +268,12 @@ def mcnemar(correct: ArrayLike, other: ArrayLike) -> pd.DataFrame:
     for name, values in (("correct", first), ("other", second)):
         if not np.isin(values, (0, 1)).all():
             raise DataError(f"{name} holds values besides 0 and 1; it says which rows are right")
-    first, second = first.astype(bool), second.astype(bool)
-    b, c = int((first & ~second).sum()), int((~first & second).sum())
-    table = [[int((first & second).sum()), b], [c, int((~first & ~second).sum())]]
-    p = float(exact(table, exact=True).pvalue)
-    told = {"only_first": b, "only_second": c, "n": first.size}
-    return pd.DataFrame([{**told, "difference": (b - c) / first.size, "p": p}])
+    b, c = int((first > second).sum()), int((first < second).sum())
+    p = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    difference = (b - c) / first.size
+    return pd.DataFrame(
+        [{"only_first": b, "only_second": c, "n": first.size, "difference": difference, "p": p}]
+    )
 
 
 def power(
@@ -300,9 +281,9 @@ def power(
 ) -> pd.DataFrame:
     """What n pairs could have shown: the least difference that a two-sided paired t test finds with `power`.
 
-    Solves P(|t'| > t_{1 − alpha/2, n − 1}) = power for the noncentrality δ√n of t', by statsmodels (Cohen 1988);
-    the tail of significant differences with the wrong sign, below 10⁻⁴, is left out. The detectable difference is δ ·
-    `sd`, with `sd` the standard deviation of the paired differences.
+    Solves P(t' > t_{1 − alpha/2, n − 1}) = power for the noncentrality δ√n of t' (Cohen 1988); significant differences
+    with the wrong sign, with a probability below 10⁻⁴, are left out. The detectable difference is δ · `sd`, with `sd`
+    the standard deviation of the paired differences.
 
     Simulated: an effect of that size is found as often as promised. `pytest tests/studies/test_statistics.py -k effect`
 
@@ -314,41 +295,24 @@ def power(
     sizes = [n] if isinstance(n, int | np.integer) else list(n)
     for size in sizes:
         check_range("n", size, least=2)
-    effects = [_detectable(int(size), alpha, power) for size in sizes]
-    table = pd.DataFrame({"n": sizes, "alpha": alpha, "power": power, "effect": effects, "sd": sd})
-    return table.assign(detectable=table["effect"] * sd)
-
-
-def _detectable(n: int, alpha: float, power: float) -> float:
-    from scipy.optimize import brentq
-    from statsmodels.stats.power import TTestPower
-
-    def missing(effect: float) -> float:
-        # the upper tail: far out SciPy's sum of both is NaN, and there the lower one is nothing
-        return float(TTestPower().power(effect, n, alpha / 2, alternative="larger")) - power
-
-    most = 1.0  # widened step by step, for the same reason; solve_power's own bracket fails for two pairs
-    while missing(most) < 0:
-        most *= 1.5
-    return float(brentq(missing, 0.0, most))
+    freedom = np.array(sizes) - 1
+    noncentrality = special.nctdtrinc(freedom, 1 - power, stats.t.ppf(1 - alpha / 2, freedom))
+    effect = noncentrality / np.sqrt(freedom + 1)
+    columns = {"n": sizes, "alpha": alpha, "power": power, "effect": effect, "sd": sd}
+    return pd.DataFrame({**columns, "detectable": effect * sd})
 
 
 def _compared(differences: np.ndarray, test: str, alpha: float) -> dict[str, Any]:
-    from scipy import stats
-
     mean, low, high = t_interval(differences, level=1 - alpha)
-    told: dict[str, Any] = {"n": len(differences), "difference": mean}
-    if len(differences) < 2:
-        return {**told, "sd": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
-    if not differences.any():
+    sd = differences.std(ddof=1) if len(differences) > 1 else np.nan
+    p = np.nan
+    if len(differences) > 1 and not differences.any():
         p = 1.0
-    elif test == "wilcoxon":
+    elif len(differences) > 1 and test == "wilcoxon":
         p = float(stats.wilcoxon(differences).pvalue)
-    elif np.ptp(differences):
+    elif len(differences) > 1 and np.ptp(differences):
         p = float(stats.ttest_1samp(differences, 0).pvalue)
-    else:
-        p = np.nan
-    return {**told, "sd": differences.std(ddof=1), "low": low, "high": high, "p": p}
+    return {"n": len(differences), "difference": mean, "sd": sd, "low": low, "high": high, "p": p}
 
 
 def _resampled_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
@@ -361,32 +325,25 @@ def _resampled_means(values: np.ndarray, draws: int, generator: np.random.Genera
 
 
 def _by_seed(values: Sequence[ArrayLike], other: Sequence[ArrayLike] | None) -> list[np.ndarray]:
-    seeds = [_numbers("values", own) for own in values]
+    """The numbers of each seed, or their paired differences."""
+    seeds = [_numbers("values", numbers) for numbers in values]
     if not seeds:
         raise DataError("values is empty; give one array per seed")
     if other is None:
         return seeds
-    second = [_numbers("other", own) for own in other]
-    if [len(own) for own in seeds] != [len(own) for own in second]:
+    second = [_numbers("other", numbers) for numbers in other]
+    sizes, paired = [len(numbers) for numbers in seeds], [len(numbers) for numbers in second]
+    if sizes != paired:
         raise DataError(
-            f"values has {[len(own) for own in seeds]} examples by seed and other {[len(own) for own in second]}; "
-            "they are paired, example by example"
+            f"values has {sizes} examples by seed and other {paired}; they are paired, example by example"
         )
-    return [first - own for first, own in zip(seeds, second, strict=True)]
+    return [one - two for one, two in zip(seeds, second, strict=True)]
 
 
 def _numbers(argument: str, values: ArrayLike) -> np.ndarray:
-    found = np.asarray(values, dtype=float)
-    if found.ndim != 1 or not found.size or not np.isfinite(found).all():
+    numbers = np.asarray(values, dtype=float)
+    if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all():
         raise DataError(
-            f"{argument} must hold finite numbers in one dimension, at least one; it has shape {found.shape}"
+            f"{argument} must hold finite numbers in one dimension, at least one; it has shape {numbers.shape}"
         )
-    return found
-
-
-def _require(table: pd.DataFrame, *columns: str) -> None:
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ArgumentError(
-            f"table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, table.columns))}"
-        )
+    return numbers

@@ -13,11 +13,12 @@ from hadamard_toolkit.studies.layer_ablation import (
     HELD_OUT,
     ON_HELD_OUT_ROWS,
     TEST,
+    code_of,
     greedy_order,
     read_correct,
     read_kept,
 )
-from hadamard_toolkit.studies.statistics import hierarchical_bootstrap, tost
+from hadamard_toolkit.studies.statistics import hierarchical_bootstrap, t_interval
 
 Pairs = tuple[list[np.ndarray], list[np.ndarray]]  # per seed, of the smaller set and of all layers
 
@@ -34,22 +35,22 @@ def smallest_set(
 ) -> pd.DataFrame:
     """Per task, how few layers of a rule's path stay within `margin` of all layers.
 
-    From all layers downwards, each size is tested on held-out rows: not worse than full by `margin` or more, at level
-    `alpha`; the first size that fails ends the walk, so no correction is needed (fixed sequence; Maurer et al. 1995).
-    The size chosen so is then confirmed, or not, on test rows, with the same test. Where the table tells which rows
-    are right, the test is the lower bound of a hierarchical bootstrap of the paired difference in accuracy over seeds
-    and rows (`measure` = `"accuracy"`, whatever the task's metric); for regression, the lower one-sided test of `tost`
-    over seeds (`measure` = `"score"`). A set that is *better* than full passes; that is why one side is enough.
+    From all layers downwards, each size is tested on held-out rows at level `alpha`: not worse than full by `margin` or
+    more. The first size that fails ends the walk, so no correction is needed (fixed sequence; Maurer et al. 1995). The
+    same test on test rows then confirms the chosen size, or does not. Where the table says which rows are right, the
+    test is the lower bound of a hierarchical bootstrap of the paired difference in accuracy over seeds and rows
+    (`measure` = `"accuracy"`, whatever the task's metric); for regression, it is the lower one-sided test of `tost`
+    over seeds (`measure` = `"score"`). The test is one-sided because a set that is *better* than full passes too.
 
     No row judges a path that it helped to choose. `greedy` is cross-fitted: the path is chosen on one half of the
-    held-out rows of a run and judged on the other, and the halves swapped (for regression: chosen by the other seeds,
-    judged on this one). So the walk says how few layers greedy elimination can be trusted with; `kept` is its path on
-    all held-out rows. Orders that saw none of these rows (norms, other tasks, `first`, `last`) are judged on all of
-    them; `taylor` and `fisher`, whose gradients are those of held-out rows, are refused.
+    held-out rows of a run and judged on the other, then the halves are swapped (for regression: chosen by the other
+    seeds, judged on this one). The walk therefore says how few layers greedy elimination can be trusted with; `kept` is
+    its path on all held-out rows. Orders that used none of these rows (norms, other tasks, `first`, `last`) are judged
+    on all of them; `taylor` and `fisher`, whose gradients are those of held-out rows, are refused.
 
-    Where nothing can go, `size` is that of full and there is nothing to confirm. `ended` says why the walk ended:
-    `"bound"`, `"not scored"` (a half of the rows would keep layers that were not scored: beyond 6 layers not all
-    are), or `"no layer left"`.
+    Where no layer can be removed, `size` is that of full and there is nothing to confirm. `ended` says why the walk
+    ended: `"bound"`, `"not scored"` (one half of the rows would keep layers that were not scored; beyond 6 layers not
+    all subsets are), or `"no layer left"`.
 
     Generalises to: other rows and, as far as there are several, other seeds; not to other tasks.
 
@@ -74,50 +75,57 @@ def smallest_set(
             f"rule={rule!r} is not allowed: its scores come from the held-out rows that would judge it; "
             "greedy is cross-fitted, and norm, consensus, first and last saw none of them"
         )
-    own = paths[paths["rule"] == rule]
-    scored = removals.merge(own[["key", "kept", "size"]], on=["key", "kept"], validate="many_to_many")
+    chosen = paths[paths["rule"] == rule]
+    scored = removals.merge(chosen[["key", "kept", "size"]], on=["key", "kept"], validate="many_to_many")
     rows = []
+    fitted: Mapping[int, Pairs | None]
     for task, part in scored.groupby("task"):
         layers = int(part["size"].max())
-        fitted = (
-            _cross_fitted(
-                removals[(removals["task"] == task) & (removals["split"] == HELD_OUT)], layers, seed
-            )
-            if rule == "greedy"
-            else {size: _pairs(part, size, HELD_OUT) for size in range(layers)}
-        )
+        if rule == "greedy":
+            of_task = removals[(removals["task"] == task) & (removals["split"] == HELD_OUT)]
+            fitted = _cross_fitted(of_task, layers, seed)
+        else:
+            fitted = {size: _pairs(part, size, HELD_OUT) for size in range(layers)}
         measures = {split: _measure(part[part["split"] == split]) for split in (HELD_OUT, TEST)}
-        size, held_out, ended = layers, None, "no layer left"
+        nothing = {"difference": 0.0, "low": 0.0}
+        size, held_out, tested, ended = layers, nothing, nothing, "no layer left"
         for smaller in range(layers - 1, -1, -1):
             if (pairs := fitted.get(smaller)) is None:
                 ended = "not scored"
                 break
-            found = _not_worse(pairs, measures[HELD_OUT], "own", alpha, draws, seed)
-            if not found["low"] > -margin:
+            bound = _not_worse(pairs, measures[HELD_OUT], "own", alpha, draws, seed)
+            if not bound["low"] > -margin:
                 ended = "bound"
                 break
-            size, held_out = smaller, found
-        held_out = held_out or {"difference": 0.0, "low": 0.0}
-        pairs = _pairs(part, size, TEST) if size < layers else None
-        tested = _not_worse(pairs, measures[TEST], "shared", alpha, draws, seed) if pairs else None
-        tested = tested or {"difference": 0.0, "low": 0.0}
+            size, held_out = smaller, bound
+        if size < layers and (pairs := _pairs(part, size, TEST)):
+            tested = _not_worse(pairs, measures[TEST], "shared", alpha, draws, seed)
         at = part[part["split"] == TEST]
-        of_size = own[(own["task"] == task) & (own["size"] == size)]
+        of_size = chosen[(chosen["task"] == task) & (chosen["size"] == size)]
         kept = [f"{s}: {kept}" for s, kept in zip(of_size["seed"], of_size["kept"], strict=True)]
         confirmed = bool(size < layers and tested["low"] > -margin)
         worth = at.loc[at["size"] == layers, "score"].mean() - at.loc[at["size"] == 0, "score"].mean()
         verdict = "enough" if confirmed else "not confirmed" if size < layers else "all layers stay"
         rows.append(
             {
-                **{"task": task, "rule": rule, "margin": margin, "size": size, "layers": layers},
+                "task": task,
+                "rule": rule,
+                "margin": margin,
+                "size": size,
+                "layers": layers,
                 "kept": "; ".join(kept),
-                **{"held_out": held_out["difference"], "held_out_low": held_out["low"]},
-                **{"test": tested["difference"], "test_low": tested["low"]},
+                "held_out": held_out["difference"],
+                "held_out_low": held_out["low"],
+                "test": tested["difference"],
+                "test_low": tested["low"],
                 "confirmed": confirmed,
                 "test_score": at.loc[at["size"] == size, "score"].mean(),
                 "test_full": at.loc[at["size"] == layers, "score"].mean(),
-                **{"measure": measures[TEST], "ended": ended, **_counts(part)},
-                **{"worth": worth, "verdict": "nothing learned" if worth <= margin else verdict},
+                "measure": measures[TEST],
+                "ended": ended,
+                **_counts(part),
+                "worth": worth,
+                "verdict": "nothing learned" if worth <= margin else verdict,
             }
         )
     return pd.DataFrame(rows)
@@ -138,10 +146,10 @@ def _measure(rows: pd.DataFrame) -> str:
 
 
 def _right(rows: pd.DataFrame) -> list[np.ndarray]:
-    """Which rows are right, subset by subset; the score alone where the table does not tell."""
+    """Which rows are right, subset by subset; the score alone where the table does not say."""
     if _measure(rows) == "score":
         return [np.array([score]) for score in rows["score"]]
-    return [read_correct(own, int(n)) for own, n in zip(rows["correct"], rows["n"], strict=True)]
+    return [read_correct(bits, int(n)) for bits, n in zip(rows["correct"], rows["n"], strict=True)]
 
 
 def _pairs(part: pd.DataFrame, size: int, split: str) -> Pairs | None:
@@ -156,71 +164,66 @@ def _cross_fitted(rows: pd.DataFrame, layers: int, seed: int) -> dict[int, Pairs
     """Greedy elimination at each size, judged by rows (or seeds) that did not choose; sizes that were scored."""
     runs = []
     for _, run in rows.groupby("key", sort=False):
-        codes = run["kept"].map(lambda kept: sum(2**layer for layer in read_kept(kept))).tolist()
+        codes = run["kept"].map(code_of).tolist()
         loss = run["loss"].tolist() if "loss" in run.columns else [0.0] * len(run)
         runs.append((dict(zip(codes, _right(run), strict=True)), dict(zip(codes, loss, strict=True))))
     judged = _by_halves(runs, layers, seed) if _measure(rows) == "accuracy" else _by_seeds(runs, layers)
     full = 2**layers - 1
     return {
-        size: ([own[size] for own in judged], [right[full] for right, _ in runs])
+        size: ([by_size[size] for by_size in judged], [right[full] for right, _ in runs])
         for size in range(layers)
-        if judged and all(size in own for own in judged)
+        if judged and all(size in by_size for by_size in judged)
     }
 
 
 def _by_halves(runs: list[Any], layers: int, seed: int) -> list[dict[int, np.ndarray]]:
     """Each half of a run's rows judges the path that the other half chose."""
-    found = []
-    for place, (right, _) in enumerate(runs):
+    judged = []
+    for index, (right, _) in enumerate(runs):
         n = len(right[2**layers - 1])
         first = np.zeros(n, dtype=bool)
-        first[np.random.default_rng([seed, place, n]).permutation(n)[: n // 2]] = True
+        first[np.random.default_rng([seed, index, n]).permutation(n)[: n // 2]] = True
         of_first, of_second = (
             # the losses are of all rows and may not choose: ties go to the lower layer
-            _path(
-                greedy_order(*_arrays({c: own[half].mean() for c, own in right.items()}, {}, layers), layers),
-                layers,
-            )
+            _path(_order({code: correct[half].mean() for code, correct in right.items()}, {}, layers), layers)
             for half in (first, ~first)
         )
-        judged = {}
-        for size in of_first.keys() & of_second.keys():
-            if of_first[size] in right and of_second[size] in right:
-                judged[size] = np.where(first, right[of_second[size]], right[of_first[size]])
-        found.append(judged)
-    return found
+        judged.append(
+            {
+                size: np.where(first, right[of_second[size]], right[of_first[size]])
+                for size in of_first.keys() & of_second.keys()
+                if of_first[size] in right and of_second[size] in right
+            }
+        )
+    return judged
 
 
 def _by_seeds(runs: list[Any], layers: int) -> list[dict[int, np.ndarray]]:
     """Each seed judges the mean order of the others; nothing with one seed."""
-    orders = [
-        greedy_order(*_arrays({code: own[0] for code, own in right.items()}, loss, layers), layers)
-        for right, loss in runs
-    ]
+    orders = [_order({code: score[0] for code, score in right.items()}, loss, layers) for right, loss in runs]
     if len(runs) < 2 or any(len(order) < layers for order in orders):
         return []
     ranks = np.argsort(orders, axis=1)
-    found = []
-    for place, (right, _) in enumerate(runs):
-        mean = np.delete(ranks, place, axis=0).mean(axis=0)
+    judged = []
+    for index, (right, _) in enumerate(runs):
+        mean = np.delete(ranks, index, axis=0).mean(axis=0)
         path = _path(np.argsort(mean, kind="stable").tolist(), layers)
-        found.append({size: right[code] for size, code in path.items() if code in right})
-    return found
+        judged.append({size: right[code] for size, code in path.items() if code in right})
+    return judged
 
 
-def _arrays(
-    score: Mapping[int, float], loss: Mapping[int, float], layers: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _order(score: Mapping[int, float], loss: Mapping[int, float], layers: int) -> list[int]:
+    """`greedy_order` of scores and losses by the code of the subset."""
     scores, losses = np.full(2**layers, np.nan), np.zeros(2**layers)
     scores[list(score)] = list(score.values())
     losses[list(loss)] = list(loss.values())
-    return scores, np.nan_to_num(losses)
+    return greedy_order(scores, np.nan_to_num(losses), layers)
 
 
 def _path(order: list[int], layers: int) -> dict[int, int]:
-    """Size to what is kept, as bits, for as many layers as the order removes."""
+    """The code of what is kept at each size that the order reaches."""
     codes = 2**layers - 1 - np.cumsum([2**layer for layer in order], dtype=int)
-    return {layers - 1 - gone: int(code) for gone, code in enumerate(codes)}
+    return {layers - removed: int(code) for removed, code in enumerate(codes, start=1)}
 
 
 def _not_worse(
@@ -228,20 +231,20 @@ def _not_worse(
 ) -> dict[str, float]:
     """Difference to full, and its one-sided lower bound."""
     less, full = pairs
-    if measure == "score":
-        row = tost(np.concatenate(less) - np.concatenate(full), 1.0, alpha=alpha).iloc[0]
-        return {"difference": row["difference"], "low": row["low"]}
     level = 1 - 2 * alpha
+    if measure == "score":
+        difference, low, _ = t_interval(np.concatenate(less) - np.concatenate(full), level=level)
+        return {"difference": difference, "low": low}
     row = hierarchical_bootstrap(less, full, examples=examples, draws=draws, level=level, seed=seed).iloc[0]
     return {"difference": row["estimate"], "low": row["low"]}
 
 
 def kept_share(paths: pd.DataFrame, sizes: pd.DataFrame | Mapping[str, int] | int) -> pd.DataFrame:
-    """How often each layer is among those kept: per task and layer the share of runs.
+    """How often each layer is kept: per task and layer the share of runs.
 
     `paths` of one rule; `sizes` is the table of `smallest_set`, or the number of layers kept, one for all tasks or by
-    task. Columns: `task`, `layer`, `share`, `size`, `n_runs`, and of a table of `smallest_set` `confirmed`: whether its
-    verdict is `"enough"`.
+    task. Columns: `task`, `layer`, `share`, `size`, `n_runs`, and with a table of `smallest_set` also `confirmed`:
+    whether its verdict is `"enough"`.
     """
     if paths["rule"].nunique() != 1:
         raise ArgumentError(f"paths holds rules {sorted(set(paths['rule']))}; give one of them")
@@ -253,7 +256,9 @@ def kept_share(paths: pd.DataFrame, sizes: pd.DataFrame | Mapping[str, int] | in
         size = wanted if isinstance(wanted, int) else wanted[str(task)]
         kept = [read_kept(text) for text in part.loc[part["size"] == size, "kept"]]
         for layer in range(layers):
-            share = float(np.mean([layer in own for own in kept]))
+            share = float(np.mean([layer in subset for subset in kept]))
             rows.append({"task": task, "layer": layer, "share": share, "size": size, "n_runs": len(kept)})
-    found = pd.DataFrame(rows)
-    return found if table is None else found.assign(confirmed=found["task"].map(table["verdict"] == "enough"))
+    shares = pd.DataFrame(rows)
+    return (
+        shares if table is None else shares.assign(confirmed=shares["task"].map(table["verdict"] == "enough"))
+    )
