@@ -15,9 +15,9 @@ from hadamard_toolkit.measurements.cross_task_transfer import check_hadamard, do
 from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.studies.ablation import PARTS
 from hadamard_toolkit.studies.sharing import (
     BARE,
-    PARTS,
     SCHEMES,
     UNSHARED,
     Scheme,

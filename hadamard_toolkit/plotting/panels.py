@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.export import rounded
 from hadamard_toolkit.plotting.style import GRID, INK, Look, new_figure
+from hadamard_toolkit.studies.frames import require_columns
 
 EDGED: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5}
 DOTTED = (0, (1, 1.5))
@@ -24,11 +25,7 @@ VECTOR_TITLES = {"weight": "Weight, learned W − 1", "bias": "Bias, learned b"}
 
 def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> pd.DataFrame:
     """The table as it is drawn (`rounded`); `ArgumentError` unless it has rows, the `columns` and finite `numbers`."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ArgumentError(
-            f"table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, table.columns))}"
-        )
+    require_columns("table", table, *columns)
     if table.empty:
         raise ArgumentError("table has no rows; there is nothing to draw")
     for column in numbers:

@@ -44,7 +44,6 @@ from hadamard_toolkit.studies.mask_statistics import (
     overlap,
     overlap_cells,
     overlap_table,
-    score_agreement,
 )
 from hadamard_toolkit.studies.mask_tables import (
     alike_beyond,
@@ -181,7 +180,6 @@ __all__ = [
     "removal_table",
     "retrained_subsets",
     "scheme_table",
-    "score_agreement",
     "score_grid",
     "score_table",
     "seed_effect",

@@ -1,8 +1,8 @@
 """What training does to the outputs of self-attention: norms, geometry, and the function from old to new.
 
-The first two empirical studies of Chen et al. (2023), which motivate the Hadamard adapter, with what they lack: the
-same inputs before and after, padding left out, intervals over examples and seeds, a debiased similarity with its
-ceiling, and fits that are compared on examples they have not seen.
+The first two empirical studies of Chen et al. (2023), which motivate the Hadamard adapter, here with the same inputs
+before and after, without padding, with intervals over examples and seeds, a debiased similarity with its ceiling, and
+fits that are compared on held-out examples.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from hadamard_toolkit.errors import ArgumentError, DataError, check_range
+from hadamard_toolkit.studies.frames import require_columns
 from hadamard_toolkit.studies.statistics import hierarchical_bootstrap
 
 DEGREES = {"linear": 1, "quadratic": 2, "cubic": 3}
@@ -26,7 +27,7 @@ GROUP = ["task", "method", "layer"]
 def norms_by_example(outputs: ArrayLike, example: ArrayLike) -> np.ndarray:
     """Mean Euclidean norm of the rows of `outputs` [tokens, width] by their `example` [tokens], numbered from 0.
 
-    The tokens are the real ones: padding has no row.
+    Padding tokens must be left out.
     """
     rows, group = _tokens(outputs, example)
     return np.bincount(group, np.linalg.norm(rows, axis=1)) / np.bincount(group)
@@ -35,7 +36,7 @@ def norms_by_example(outputs: ArrayLike, example: ArrayLike) -> np.ndarray:
 def means_by_example(outputs: ArrayLike, example: ArrayLike) -> np.ndarray:
     """Mean row of `outputs` [tokens, width] by example: [examples, width].
 
-    Examples are independent draws, as similarity measures want them; the tokens of one are not.
+    Similarity measures need independent draws: examples are, the tokens of one example are not.
     """
     rows, group = _tokens(outputs, example)
     sums = np.zeros((group.max() + 1, rows.shape[1]))
@@ -50,19 +51,19 @@ def norm_shift(table: pd.DataFrame, *, draws: int = 5000, level: float = 0.95, s
     `norms_by_example`); every seed has the same examples. Columns of the result: mean `before` and `after`,
     `difference`, `low`, `high`, `here_low`, `here_high`, `holds_for`, `percent` (of before), `n_examples`, `n_seeds`.
 
-    `low`, `high` are about other seeds and other examples of the same task. With S seeds and n examples, the halves of
-    Student's intervals over the means of seeds and over the means of examples are added in squares:
-    h² = (t_{S−1} s_seeds/√S)² + (t_{n−1} s_examples/√n)². With two seeds t is 12.7: a shift must be large beside the
-    difference of the seeds. `here_low`, `here_high` are about these trained models on other examples (bootstrap over
-    examples, `draws` times from `seed`). With one seed nothing is known of others; both intervals are then the second
-    one, and `holds_for` says "this seed, other examples" where it is "other seeds and examples" else.
+    Generalises to: `low`, `high`, other seeds and other examples of the same task. With S seeds and n examples,
+    h² = (t_{S−1} s_seeds/√S)² + (t_{n−1} s_examples/√n)² adds the squared half-widths of Student's intervals over the
+    means of seeds and over the means of examples. With two seeds t is 12.7, so that a shift must be large compared with
+    the difference between the seeds. `here_low`, `here_high`: these trained models on other examples (bootstrap over
+    examples, `draws` times from `seed`). One seed says nothing about others: both intervals are then the second one.
+    `holds_for` is "this seed, other examples" then, and "other seeds and examples" otherwise.
 
     Simulated: where seed means differ by 0.5 or 1.0 of the spread between examples, `low` to `high` leaves out a shift
     of zero in 2 to 5 % of tables at two and at three seeds (a bootstrap over both: 28 and 43 % at two, 17 and 19 % at
     three), and covers the true one in 0.95 or more; a shift of four standard deviations between seeds is found in 0.90
     of tables at three seeds and 0.35 at two. `pytest tests/studies/test_attention_shift.py -k simulated`.
     """
-    _require(table, *GROUP, "seed", "example", "before", "after")
+    require_columns("table", table, *GROUP, "seed", "example", "before", "after")
     rows: list[dict[str, Any]] = []
     for named, part in table.groupby(GROUP, sort=False):
         wide = part.assign(change=part["after"] - part["before"]).pivot(
@@ -122,19 +123,21 @@ def cka_debiased(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def cka_biased(first: ArrayLike, second: ArrayLike) -> float:
-    """The usual linear CKA, ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred columns (Kornblith et al. 2019): it is far above 0
-    for independent data when rows are few beside the width. Here to be compared with `cka_debiased`."""
-    one, two = (np.asarray(side, np.float64) for side in (first, second))
-    one, two = _gram(one - one.mean(axis=0)), _gram(two - two.mean(axis=0))
+    """The usual linear CKA, ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred columns (Kornblith et al. 2019).
+
+    Far above 0 for independent data with few rows compared with the width; given for comparison with `cka_debiased`.
+    """
+    one, two = _gram(first), _gram(second)
     scale = (one**2).sum() * (two**2).sum()
     return float((one * two).sum() / np.sqrt(scale)) if scale > 0 else float("nan")
 
 
 def _gram(rows: ArrayLike) -> np.ndarray:
     values = np.asarray(rows, np.float64)
-    values = values - values.mean(axis=0)  # changes nothing of the unbiased estimate but its rounding
-    found: np.ndarray = values @ values.T
-    return found
+    values = values - values.mean(
+        axis=0
+    )  # the unbiased estimate does not depend on it, except for its rounding
+    return np.asarray(values @ values.T)
 
 
 def _hsic(first: np.ndarray, second: np.ndarray) -> float:
@@ -149,14 +152,14 @@ def polynomial_fits(
 ) -> pd.DataFrame:
     """How well a polynomial in one coordinate before gives the same coordinate after, on examples it was not fitted on.
 
-    `before`, `after`: [tokens, width]; `example`: [tokens]; `fitted`: the examples whose tokens fit the least
-    squares, one per coordinate j and degree: after_j ≈ Σ_k c_jk before_j^k (each coordinate standardised first). All
-    others are held out.
+    `before`, `after`: [tokens, width]; `example`: [tokens]; `fitted`: the examples whose tokens are used for the least
+    squares fits, one per coordinate j and degree: after_j ≈ Σ_k c_jk before_j^k (each coordinate standardised first).
+    All other examples are held out.
 
     One row per held-out example: `example`, `total`, and `unchanged` (after = before), `linear`, `quadratic`,
-    `cubic`: its share Σ_t (residual)² / SST_j averaged over coordinates, SST_j the sum of squares of after_j about
-    its mean over all held-out tokens; `total` is that of the mean itself. So 1 - Σ linear / Σ total is the mean
-    per-coordinate R².
+    `cubic`: the example's share Σ_t (residual)² / SST_j, averaged over coordinates, where SST_j is the sum of squares
+    of after_j about its mean over all held-out tokens; `total` is the share of the mean itself. 1 - Σ linear / Σ total
+    is thus the mean R² over coordinates.
     """
     x, group = _tokens(before, example)
     y, _ = _tokens(after, example)
@@ -187,28 +190,26 @@ def polynomial_fits(
 def _fit(x: np.ndarray, y: np.ndarray, inside: np.ndarray, degree: int) -> np.ndarray:
     """Predictions for all rows; least squares of every column on the powers of its own x over the rows `inside`."""
     powers = np.stack([x**k for k in range(degree + 1)], axis=-1)  # [tokens, width, degree + 1]
-    own = powers[inside]
-    normal = np.einsum("tji,tjk->jik", own, own)
-    target = np.einsum("tji,tj->ji", own, y[inside])
+    normal = np.einsum("tji,tjk->jik", powers[inside], powers[inside])
+    target = np.einsum("tji,tj->ji", powers[inside], y[inside])
     coefficients = np.einsum("jik,jk->ji", np.linalg.pinv(normal, hermitian=True), target)
-    found: np.ndarray = np.einsum("tjk,jk->tj", powers, coefficients)
-    return found
+    return np.asarray(np.einsum("tjk,jk->tj", powers, coefficients))
 
 
 def fit_summary(
     table: pd.DataFrame, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Held-out R² of each fit, and what each degree adds to the one below, by task, method and layer.
+    """Held-out R² of each fit, and the gain of each degree over the one below, by task, method and layer.
 
-    `table`: what `polynomial_fits` gives with `task`, `method`, `seed` and `layer`. One row per group and `fit`: `r2`,
+    `table`: that of `polynomial_fits`, with `task`, `method`, `seed` and `layer`. One row per group and `fit`: `r2`,
     `low`, `high`; `gain` over the fit before it (linear over unchanged), `gain_low`, `gain_high`; `n_examples`,
-    `n_seeds`. The intervals hold for these trained models on other examples, which are drawn with replacement for all
-    seeds and fits at once; they say nothing about other seeds.
+    `n_seeds`. Generalises to: other examples for these trained models (bootstrap; one draw of examples serves all seeds
+    and fits), not to other seeds.
 
-    Simulated: in noise a degree more is said to gain in 5 % of tables at most.
+    Simulated: in noise a further degree is said to gain in 5 % of tables at most.
     `pytest tests/studies/test_attention_shift.py -k noise`.
     """
-    _require(table, *GROUP, "seed", "example", "total", *FITS)
+    require_columns("table", table, *GROUP, "seed", "example", "total", *FITS)
     tail = [(1 - level) / 2, (1 + level) / 2]
     rows: list[dict[str, Any]] = []
     for named, part in table.groupby(GROUP, sort=False):
@@ -223,48 +224,34 @@ def fit_summary(
             if (drawn[:, 0] > 0).all()
             else np.full((draws + 1, len(FITS)), np.nan)
         )
-        for place, fit in enumerate(FITS):
-            gain = r2[:, place] - r2[:, place - 1] if place else np.full(draws + 1, np.nan)
-            low, high = np.quantile(r2[1:, place], tail)
-            gain_low, gain_high = np.quantile(gain[1:], tail)
-            rows.append(
-                {
-                    **dict(zip(GROUP, named, strict=True)),
-                    "fit": fit,
-                    "r2": r2[0, place],
-                    "low": low,
-                    "high": high,
-                    "gain": gain[0],
-                    "gain_low": gain_low,
-                    "gain_high": gain_high,
-                    "n_examples": count,
-                    "n_seeds": seeds,
-                }
-            )
+        gain = np.diff(r2, axis=1, prepend=np.nan)
+        for column, fit in enumerate(FITS):
+            row: dict[str, Any] = {**dict(zip(GROUP, named, strict=True)), "fit": fit, "r2": r2[0, column]}
+            row["low"], row["high"] = np.quantile(r2[1:, column], tail)
+            row["gain"] = gain[0, column]
+            row["gain_low"], row["gain_high"] = np.quantile(gain[1:, column], tail)
+            rows.append({**row, "n_examples": count, "n_seeds": seeds})
     return pd.DataFrame(rows)
 
 
 def cka_summary(table: pd.DataFrame) -> pd.DataFrame:
     """CKA before against after by task, method and layer, and its ceiling: after against after of another seed.
 
-    `table`: one row per `task`, `method`, `seed` and `layer` (further rows of the same are ignored) with `cka`,
-    `cka_biased`, `cka_seeds` (NaN where no second seed was there). Means over seeds, `n_seeds` and the range `low`,
-    `high` of `cka` over them, which is no interval for other seeds.
+    `table`: one row per `task`, `method`, `seed` and `layer` (further rows are ignored) with `cka`, `cka_biased`,
+    `cka_seeds` (NaN without a second seed). Columns of the result: means over seeds, `n_seeds`, and the range `low`,
+    `high` of `cka` over these seeds, which is no interval for other seeds.
     """
-    _require(table, *GROUP, "seed", "cka", "cka_biased", "cka_seeds")
-    once = table.drop_duplicates([*GROUP, "seed"])
-    return (
-        once.groupby(GROUP, sort=False)
-        .agg(
-            cka=("cka", "mean"),
-            low=("cka", "min"),
-            high=("cka", "max"),
-            cka_biased=("cka_biased", "mean"),
-            cka_seeds=("cka_seeds", "mean"),
-            n_seeds=("seed", "nunique"),
-        )
-        .reset_index()
+    require_columns("table", table, *GROUP, "seed", "cka", "cka_biased", "cka_seeds")
+    groups = table.drop_duplicates([*GROUP, "seed"]).groupby(GROUP, sort=False)
+    summary = groups.agg(
+        cka=("cka", "mean"),
+        low=("cka", "min"),
+        high=("cka", "max"),
+        cka_biased=("cka_biased", "mean"),
+        cka_seeds=("cka_seeds", "mean"),
+        n_seeds=("seed", "nunique"),
     )
+    return summary.reset_index()
 
 
 def _tokens(outputs: ArrayLike, example: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -275,9 +262,3 @@ def _tokens(outputs: ArrayLike, example: ArrayLike) -> tuple[np.ndarray, np.ndar
         )
     check_range("example", int(group.min()), least=0)
     return rows, group
-
-
-def _require(table: pd.DataFrame, *columns: str) -> None:
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ArgumentError(f"table has no column {', '.join(map(repr, missing))}")

@@ -1,10 +1,9 @@
-"""Which tasks are kin, and do two tables of similarities say the same of it? On matrices of `similarity_matrix`."""
+"""Clusters of tasks, and agreement of two similarity matrices (`similarity_matrix`)."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -14,11 +13,11 @@ from scipy.stats import rankdata
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
 
 ALTERNATIVES = ("greater", "two-sided")
-EXACT = 7  # up to so many tasks Mantel's test goes through all permutations
+EXACT = 7  # up to so many tasks Mantel's test uses all permutations
 
 
 def cluster_tasks(matrix: pd.DataFrame, *, method: str = "average") -> pd.DataFrame:
-    """Hierarchical clustering of tasks by the distance 1 − similarity; the diagonal is not read.
+    """Hierarchical clustering of tasks by the distance 1 − similarity; the diagonal is not used.
 
     One row per merge, the closest first: `step`, `members` (the tasks of the new cluster, joined by " + "), `size`,
     `distance`. The order of the leaves is `.attrs["order"]`. Raises `ArgumentError` where a similarity is missing.
@@ -30,14 +29,8 @@ def cluster_tasks(matrix: pd.DataFrame, *, method: str = "average") -> pd.DataFr
     rows = []
     for step, (first, second, distance, size) in enumerate(merges):
         clusters.append(clusters[int(first)] + clusters[int(second)])
-        rows.append(
-            {
-                "step": step,
-                "members": " + ".join(sorted(clusters[-1])),
-                "size": int(size),
-                "distance": distance,
-            }
-        )
+        members = " + ".join(sorted(clusters[-1]))
+        rows.append({"step": step, "members": members, "size": int(size), "distance": distance})
     table = pd.DataFrame(rows)
     table.attrs["order"] = [names[leaf] for leaf in hierarchy.leaves_list(merges)]
     return table
@@ -52,19 +45,21 @@ def mantel(
     permutations: int = 9999,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Mantel's test: do two similarity matrices over the same tasks order the pairs alike, more than chance would?
+    """Mantel's test: do two similarity matrices over the same tasks order the pairs alike, more than by chance?
 
     The statistic is the correlation (`"spearman"` or `"pearson"`) of the entries above the diagonal. As pairs share
     tasks, the p-value comes from permuting the tasks of one matrix, rows and columns together (Mantel 1967): all n!
-    of them up to 7 tasks, else `permutations` drawn at random, with p = (1 + hits)/(1 + permutations). One row: value,
-    p, `p_floor`, tasks, pairs, permutations, exact. `p_floor` is the least p that any outcome could have: tasks that a
-    matrix does not tell apart can be exchanged without a difference. With "3 of 8 tasks are of one kind" as the second
-    matrix it is 3! 5!/8! = 1/56. The test speaks of other ways of pairing the same tasks, not of other tasks.
+    permutations up to 7 tasks, else `permutations` drawn at random, with p = (1 + hits)/(1 + permutations). One row:
+    value, p, `p_floor`, tasks, pairs, permutations, exact. `p_floor` is the least possible p: exchanging tasks that a
+    matrix does not distinguish makes no difference. With "3 of 8 tasks are of one kind" as the second matrix it is
+    3! 5!/8! = 1/56.
 
-    The diagonal, each task's similarity with itself, must hold one value: where it differs, some tasks are measured
-    with more noise, which lowers all their similarities, in both matrices; that is an order in common which no
-    kinship made. Take `similarity_matrix(…, value="disattenuated")`, without the tasks that have none there; a matrix
-    without noise, such as a design, needs a constant diagonal.
+    The diagonal, each task's similarity with itself, must be constant. Otherwise some tasks are measured with more
+    noise, which lowers all their similarities in both matrices, and so orders the pairs alike without any kinship. Use
+    `similarity_matrix(…, value="disattenuated")` without the tasks that have none; a matrix without noise, such as a
+    design, needs a constant diagonal.
+
+    Generalises to: other ways of pairing the same tasks, not to other tasks.
 
     Simulated: 8 tasks without kinship, with reliabilities from 0.3 to 0.9: raw similarities are rejected in 0.97 of
     tables (and so refused), disattenuated ones in 0.05; a kinship that is a fifth of the variance is found in 0.97.
@@ -103,33 +98,28 @@ def mantel(
     # the first permutation is the identity, so the count includes the observed value
     hits = int((extreme >= extreme[0] - 1e-12).sum())
     floor = max(1 / len(orders), *(_symmetries(side) / math.factorial(count) for side in (one, other)))
-    result = {
-        "value": values[0],
-        "p": hits / len(orders),
-        "p_floor": floor,
-        "tasks": count,
-        "pairs": len(rows),
-    }
-    return pd.DataFrame([{**result, "permutations": len(orders) - (not exact), "exact": exact}])
+    result = {"value": values[0], "p": hits / len(orders), "p_floor": floor}
+    sizes = {"tasks": count, "pairs": len(rows), "permutations": len(orders) - (not exact)}
+    return pd.DataFrame([{**result, **sizes, "exact": exact}])
 
 
 def _check_diagonal(matrix: np.ndarray, argument: str) -> None:
-    own = np.diag(matrix)
-    if not np.allclose(own, own[0]):
+    diagonal = np.diag(matrix)
+    if not np.allclose(diagonal, diagonal[0]):
         raise ArgumentError(
-            f"{argument} has {own.min():.2f} to {own.max():.2f} on its diagonal: its tasks are measured with unequal "
-            "noise, which orders their pairs as well. Use similarity_matrix(…, value='disattenuated') without the "
-            "tasks that have none"
+            f"{argument} has {diagonal.min():.2f} to {diagonal.max():.2f} on its diagonal: its tasks are measured with "
+            "unequal noise, which orders their pairs as well. Use similarity_matrix(…, value='disattenuated') without "
+            "the tasks that have none"
         )
 
 
 def _symmetries(matrix: np.ndarray) -> int:
-    """How many orders of the tasks leave the matrix as it is, of those that exchange tasks it does not tell apart."""
+    """The number of permutations that only exchange tasks which the matrix does not distinguish."""
     count = len(matrix)
     classes: list[list[int]] = []
     for task in range(count):
         for alike in classes:
-            others = [place for place in range(count) if place not in (task, alike[0])]
+            others = [other for other in range(count) if other not in (task, alike[0])]
             if np.array_equal(matrix[task, others], matrix[alike[0], others]):
                 alike.append(task)
                 break
@@ -146,17 +136,12 @@ def _checked(matrix: pd.DataFrame, argument: str) -> np.ndarray:
         )
     upper = _upper(values)
     if not np.isfinite(upper).all() or not np.allclose(upper, _upper(values.T)):
-        missing = ", ".join(_missing(matrix)) or "none"
+        pairs = itertools.combinations(matrix.index, 2)
+        missing = ", ".join(f"{a} and {b}" for a, b in pairs if not np.isfinite(matrix.loc[a, b])) or "none"
         raise ArgumentError(
             f"{argument} must be symmetric and complete off its diagonal; missing pairs: {missing}. Leave tasks out"
         )
     return values
-
-
-def _missing(matrix: pd.DataFrame) -> Iterator[str]:
-    for a, b in itertools.combinations(matrix.index, 2):
-        if not np.isfinite(matrix.loc[a, b]):
-            yield f"{a} and {b}"
 
 
 def _upper(values: np.ndarray) -> np.ndarray:

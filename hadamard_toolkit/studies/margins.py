@@ -1,8 +1,8 @@
-"""What two masks share if each chooses only rows and columns: a null that keeps both margins of every tensor.
+"""What two masks share if they agree on rows and columns only: a null that keeps both margins of every tensor.
 
 The rows of a bottleneck's matrix are its units, the columns the hidden coordinates (or the other way round). Scores
-that favour some of them concentrate masks there, and two masks that favour the same ones overlap, though neither
-says anything about single weights.
+that favour some of them concentrate masks there, and two masks that favour the same ones overlap without agreeing on
+single weights.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ STEPS = 100
 
 
 def margin_chances(mask: np.ndarray) -> np.ndarray:
-    """How likely each entry is kept by a random mask with the row and column sums of `mask`, as its maximum entropy.
+    """The probability that each entry is kept by the maximum-entropy mask with the row and column sums of `mask`.
 
     p_ij = 1/(1 + exp(−a_i − b_j)) with a and b such that Σ_j p_ij and Σ_i p_ij are the sums of `mask` (Jaynes 1957;
-    for networks, Park and Newman 2004), by Newton's method. Rows and columns that are empty or full leave no choice,
-    nor do those that are so once the others are set aside: 0 or 1 there. A vector has one margin, its number of
-    entries; of a tensor with more than two dimensions the first one counts as rows.
+    for networks, Park and Newman 2004), by Newton's method. Rows and columns that are empty or full are 0 or 1, and so
+    are those that become empty or full when these are set aside. A vector has one margin, its number of entries; in a
+    tensor of more than two dimensions the first one counts as rows.
     """
     if mask.ndim < 2:
         return np.full(mask.shape, mask.mean())
@@ -30,17 +30,18 @@ def margin_chances(mask: np.ndarray) -> np.ndarray:
     if rows.size and columns.size:
         free = np.ix_(rows, columns)
         tall = rows.size > columns.size  # the linear system is as large as the shorter side
-        found = _solved(chances[free].T if tall else chances[free])
-        chances[free] = found.T if tall else found
+        solved = _solved(chances[free].T if tall else chances[free])
+        chances[free] = solved.T if tall else solved
     return chances.reshape(mask.shape)
 
 
 def margin_moments(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean and variance of what two independent masks of one tensor share, from the `margin_chances` p and q of both.
+    """Mean and variance of the number of entries that two independent masks of one tensor share.
 
-    Mean Σ p q. Variance Σ p(1 − p) q(1 − q) · r/(r − 1) · c/(c − 1) over the r rows and c columns that leave a choice:
-    the sums are fixed, so what one entry gains others of its row and of its column must lose. For a vector this is the
-    variance of the hypergeometric distribution.
+    `first` and `second` are the `margin_chances` p and q of both. Mean Σ p q. Variance
+    Σ p(1 − p) q(1 − q) · r/(r − 1) · c/(c − 1) over the r rows and c columns that leave a choice: the sums are fixed,
+    so if an entry is shared, others of its row and column are less likely to be. For a vector this is the variance of
+    the hypergeometric distribution.
     """
     loose = first * (1 - first) * second * (1 - second)
     if loose.ndim < 2:
@@ -53,7 +54,7 @@ def margin_moments(first: np.ndarray, second: np.ndarray) -> tuple[float, float]
 
 
 def _undecided(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns whose entries the margins do not decide."""
+    """The rows and columns whose entries the margins do not determine."""
     rows, columns = (np.arange(side) for side in matrix.shape)
     while rows.size and columns.size:
         left = matrix[np.ix_(rows, columns)]
@@ -61,7 +62,7 @@ def _undecided(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         open_rows, open_columns = (by_row > 0) & (by_row < 1), (by_column > 0) & (by_column < 1)
         if open_rows.all() and open_columns.all():
             break
-        # one side at a time: an empty row is no reason to call a column full
+        # one side at a time: an empty row must not make a column look full
         rows, columns = (rows[open_rows], columns) if not open_rows.all() else (rows, columns[open_columns])
     return rows, columns
 

@@ -23,13 +23,13 @@ def paired_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval for metric(logits) − metric(base) on the same rows: how it would vary over other rows of the task.
+    """Interval for metric(logits) − metric(base) on the same rows. Generalises to: other rows for these two models.
 
     Accuracy: the adjusted Wald interval for matched proportions of Agresti and Min (2005), which holds in small samples
     and where no or all discordant rows point one way. With b rows that became right and c that became wrong,
     d = (b − c) / (n + 2) ± z √(b' + c' − (b' − c')² / (n + 2)) / (n + 2), where b' = b + ½, c' = c + ½.
     Other metrics: percentiles of a paired bootstrap over rows (1,000 draws; a rank correlation keeps its ranks);
-    (nan, nan) where no prediction differs, for then a bootstrap has nothing to go by.
+    (nan, nan) if no prediction differs, as all draws would be 0.
     """
     if metric in ("accuracy", "micro-f1"):
         return _matched(logits.argmax(1) == labels, base.argmax(1) == labels, level)
@@ -71,7 +71,7 @@ def weighted(metric: str, logits: np.ndarray, labels: np.ndarray, weights: np.nd
 
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The quotient, 0 where nothing is below."""
+    """above / below, and 0 where `below` is 0."""
     return np.divide(above, below, out=np.zeros_like(above, dtype=float), where=below > 0)
 
 

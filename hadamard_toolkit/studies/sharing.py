@@ -1,4 +1,4 @@
-"""Sharing: do several tasks get by with one set of Hadamard vectors? (The open question of Chen et al. 2023.)"""
+"""Sharing: is one set of Hadamard vectors enough for several tasks? (The open question of Chen et al. 2023.)"""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pandas as pd
 from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_range
+from hadamard_toolkit.studies.ablation import PARTS
 from hadamard_toolkit.studies.statistics import greater, holm
 
 SOURCES = ("own", "mean", "others", "another", "permuted", "identity")
-PARTS = ("weight", "bias", "norm")
 UNSHARED, BARE = "unshared", "bare"
-OWN = "own"  # own vectors, and the head retrained as in all schemes that share
-GOAL_SHARE, GOAL_PARAMETERS = 0.98, 0.011  # of the reference's score; per cent of the backbone per task
+OWN = "own"  # own vectors, with the head retrained as in all schemes that share
+GOAL_SHARE, GOAL_PARAMETERS = 0.98, 0.011  # share of the reference's score; per cent of the backbone per task
 Vectors = Mapping[str, np.ndarray]
 
 
@@ -26,8 +26,8 @@ Vectors = Mapping[str, np.ndarray]
 class Scheme:
     """Where W, b and the trained norm (its gain and shift) of a task's model come from.
 
-    Each is one of: `"own"`, what the task learned; `"mean"`, the mean of all tasks; `"others"`, the mean of all tasks
-    but this one; `"another"`, one other task, drawn at random (the same for all three); `"permuted"`, the mean with the
+    Each is one of: `"own"`, the task's own; `"mean"`, the mean of all tasks; `"others"`, the mean of all tasks but this
+    one; `"another"`, one other task, drawn at random (the same for all three); `"permuted"`, the mean with the
     coordinates of each layer permuted; `"identity"`, W = 1, b = 0, the pretrained norm.
     """
 
@@ -41,7 +41,7 @@ class Scheme:
             check_choice(part, getattr(self, part), SOURCES)
 
     def sources(self) -> tuple[str, ...]:
-        """Of W, b and norm."""
+        """The origins of W, b and norm."""
         return astuple(self)[1:]
 
 
@@ -59,7 +59,7 @@ SCHEMES = (
     Scheme("permuted", "permuted", "permuted", "mean"),
     Scheme(BARE, "identity", "identity", "identity"),
 )
-"""What is measured. `"own"` is the ceiling of all (own vectors, the head retrained), `"bare"` is HeadOnly."""
+"""The schemes that are measured. `"own"` is the ceiling (own vectors, the head retrained), `"bare"` is HeadOnly."""
 
 
 def combine(
@@ -69,36 +69,35 @@ def combine(
 
     `vectors`: task -> name -> [layers, width]; `identity` holds the same names before training. `seed` draws the other
     task and the permutations. Means are taken in float64, coordinate by coordinate, all tasks alike.
-    Raises `ArgumentError` for a target that is not among the tasks, no other task, or arrays that do not line up.
+    Raises `ArgumentError` for a target that is not among the tasks, no other task, or arrays of unequal shapes.
     """
     check_choice("target", target, list(vectors))
     others = [task for task in sorted(vectors) if task != target]
     if not others:
-        raise ArgumentError(f"vectors holds no task but {target!r}; there is nobody to share with")
+        raise ArgumentError(f"vectors holds no task but {target!r}; there is no task to share with")
     for task in vectors:
         shapes = {name: array.shape for name, array in vectors[task].items()}
         if shapes != {name: array.shape for name, array in identity.items()}:
             raise ArgumentError(f"vectors[{task!r}] has other names or shapes than identity")
-    drawn = others[np.random.default_rng([seed, 0]).integers(len(others))]
-    found = {}
+    tasks_of = {
+        "own": [target],
+        "mean": sorted(vectors),
+        "others": others,
+        "another": [others[np.random.default_rng([seed, 0]).integers(len(others))]],
+        "permuted": sorted(vectors),
+    }
+    combined = {}
     for name, start in identity.items():
-        tasks = {
-            "own": [target],
-            "mean": [target, *others],
-            "others": others,
-            "another": [drawn],
-            "permuted": [target, *others],
-            "identity": [],
-        }[getattr(scheme, part_of(name))]
-        if not tasks:
-            found[name] = start
+        origin = getattr(scheme, part_of(name))
+        if origin == "identity":
+            combined[name] = start
             continue
-        stacked = np.stack([vectors[task][name] for task in sorted(tasks)])
+        stacked = np.stack([vectors[task][name] for task in tasks_of[origin]])
         mean: np.ndarray = stacked.mean(axis=0, dtype=np.float64)
-        if getattr(scheme, part_of(name)) == "permuted":
+        if origin == "permuted":
             mean = _permuted(mean, np.asarray(start, np.float64), seed)
-        found[name] = mean.astype(start.dtype)
-    return found
+        combined[name] = mean.astype(start.dtype)
+    return combined
 
 
 def part_of(name: str) -> str:
@@ -118,10 +117,10 @@ def _permuted(values: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
 
 
 def parameters_per_task(sizes: Mapping[str, int], scheme: Scheme, tasks: int) -> float:
-    """What one of `tasks` tasks costs under `scheme`, the head left out; `sizes` are those of weight, bias and norm.
+    """Parameters per task under `scheme` for `tasks` tasks without their heads; `sizes` of weight, bias and norm.
 
-    What a task has for itself counts whole; what is shared is stored once and counts for 1 / tasks (of a leave-one-out
-    mean too: one such set is what a new task would be given); the identity costs nothing.
+    A task's own part counts in full; a shared one is stored once and counts 1 / tasks (so does a leave-one-out mean,
+    which is the set that a new task would be given); the identity costs nothing.
     """
     check_range("tasks", tasks, least=1)
     cost = {"own": 1.0, "identity": 0.0}
@@ -138,7 +137,7 @@ def sharing_by_task(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def fair_reference(schemes: Collection[str]) -> str:
-    """`"own"` where it was measured, else `"unshared"`: what sharing costs, and not what retraining the head brings."""
+    """`"own"` if it was measured, else `"unshared"`; with `"own"` a retrained head is not credited to sharing."""
     return OWN if OWN in schemes else UNSHARED
 
 
@@ -152,16 +151,16 @@ def sharing_summary(
 ) -> pd.DataFrame:
     """Score against cost of every scheme, and its share of the score of `reference`, with intervals over tasks.
 
-    `table`: one row per `task`, `seed` and `scheme` with `score`, `parameters` and `percent` (per task, of
-    the backbone). Only tasks and seeds with every scheme count. Seeds are averaged within their task; the tasks are
-    the sample. `reference` is `"own"` where the table has it: the heads of all schemes but `"unshared"` are retrained,
-    and a share of the unshared score would credit sharing with what a new head brings.
+    `table`: one row per `task`, `seed` and `scheme` with `score`, `parameters` and `percent` (per task, of the
+    backbone). Only tasks and seeds with every scheme count. Seeds are averaged within their task; the tasks are the
+    sample. `reference` is `"own"` if the table has it: the heads of all schemes but `"unshared"` are retrained, and a
+    share of the unshared score would credit sharing with the gain of a new head.
 
     Columns: `reference`, `parameters`, `percent`, `score` (mean over tasks); `share` = mean score / mean score of
     `reference`; `gain_share` = the same of the score above that of `floor`; their Fieller intervals (`…_low`,
-    `…_high`; NaN where the denominator is not surely positive, so that no interval exists); `p`, one-sided, of the null
-    that the share is below `margin` (paired t over tasks of score - margin * reference), `p_holm` over the schemes;
-    `noninferior`: p_holm < 1 - level; `tasks`, `runs` that count, `incomplete` ones that do not.
+    `…_high`; NaN where the denominator may be zero, as no interval exists then); `p`, one-sided, of the null that the
+    share is below `margin` (paired t over tasks of score - margin * reference), `p_holm` over the schemes;
+    `noninferior`: p_holm < 1 - level; `tasks` and `runs` that count, `incomplete` ones that do not.
     Fieller, E. C. (1954), "Some problems in interval estimation", J. R. Stat. Soc. B 16(2).
 
     Generalises to: other tasks like these, with the same backbone; not to other seeds of one task.
@@ -181,31 +180,22 @@ def sharing_summary(
     costs = table.groupby("scheme")[["parameters", "percent"]].mean()
     rows = []
     for scheme in table["scheme"].unique():
-        own = by_task[scheme].to_numpy()
-        share, gain = fieller(own, base, level=level), fieller(own - ground, base - ground, level=level)
-        same = scheme == reference
-        rows.append(
-            {
-                "scheme": scheme,
-                **costs.loc[scheme].to_dict(),
-                "score": own.mean(),
-                "share": share[0],
-                "share_low": share[1],
-                "share_high": share[2],
-                "gain_share": gain[0],
-                "gain_share_low": gain[1],
-                "gain_share_high": gain[2],
-                "p": math.nan if same else greater(own - margin * base),
-            }
-        )
-    found = pd.DataFrame(rows).set_index("scheme")
-    found["p_holm"] = holm(found["p"].to_numpy())
-    found["noninferior"] = found["p_holm"] < 1 - level
-    return found.assign(reference=reference, tasks=len(by_task), runs=len(scores), incomplete=dropped)
+        score = by_task[scheme].to_numpy()
+        row = {"scheme": scheme, **costs.loc[scheme].to_dict(), "score": score.mean()}
+        for name, ratio in (
+            ("share", fieller(score, base, level=level)),
+            ("gain_share", fieller(score - ground, base - ground, level=level)),
+        ):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ratio, strict=True))
+        rows.append({**row, "p": math.nan if scheme == reference else greater(score - margin * base)})
+    summary = pd.DataFrame(rows).set_index("scheme")
+    summary["p_holm"] = holm(summary["p"].to_numpy())
+    summary["noninferior"] = summary["p_holm"] < 1 - level
+    return summary.assign(reference=reference, tasks=len(by_task), runs=len(scores), incomplete=dropped)
 
 
 def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Scores [task and seed, scheme] without the runs that lack a scheme, and how many those are."""
+    """Scores [task and seed, scheme] of the runs with every scheme, and the number of other runs."""
     if table.duplicated(["task", "seed", "scheme"]).any():
         raise ArgumentError("table has more than one row for one task, seed and scheme")
     wide = table.pivot(index=["task", "seed"], columns="scheme", values="score")
@@ -218,8 +208,8 @@ def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 def fieller(above: np.ndarray, below: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
     """mean(above) / mean(below) of paired values with its exact interval under normality (Fieller 1954).
 
-    It holds every r for which a paired t test of above - r * below does not reject a mean of zero. NaN for its ends
-    with fewer than two pairs, or where zero is a possible mean of `below`: then the set is not an interval.
+    The interval holds every r for which a paired t test of above - r * below does not reject a mean of zero. Its ends
+    are NaN with fewer than two pairs, and where `below` may have a mean of zero, as the set is no interval then.
     Generalises to: other pairs of the kind that was given, such as other tasks.
     """
     above, below = np.asarray(above, float), np.asarray(below, float)
@@ -239,11 +229,10 @@ def fieller(above: np.ndarray, below: np.ndarray, *, level: float = 0.95) -> tup
 def goal_reached(
     summary: pd.DataFrame, *, share: float = GOAL_SHARE, percent: float = GOAL_PARAMETERS
 ) -> dict[str, Any]:
-    """The goal in words that can be printed: which schemes cost at most `percent` and keep `share` of the score.
+    """Which schemes reach the goal: cost at most `percent` of the backbone and keep `share` of the score.
 
-    `within`: schemes that cost no more, best share of the score of the summary's reference first (itself aside);
-    `met`: those of them whose share is at least `share`; `shown`: those for which that is shown (non-inferior after
-    Holm).
+    `within`: schemes that cost no more, without the reference, best share first; `met`: those of them whose share is at
+    least `share`; `shown`: those of `met` that are non-inferior after Holm.
     """
     within = summary[(summary["percent"] <= percent) & summary["p"].notna()]
     within = within.sort_values("share", ascending=False, kind="stable")

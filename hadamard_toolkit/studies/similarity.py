@@ -1,7 +1,7 @@
 """How alike are the vectors that different tasks learned, and how alike could they be?
 
-Raw vectors say nothing: W starts at 1, so the cosine of two W is near 1 whatever was learned. Everything here is about
-W − 1 and b, between a floor (permuted coordinates) and a ceiling (the same task with another seed).
+W starts at 1, so the cosine of two raw W is near 1 whatever was learned. W − 1 and b are compared instead, between a
+floor (permuted coordinates) and a ceiling (the same task with another seed).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOOR_COLUMNS = ["floor", "floor_high", "random_sd"]
 
 
 def share_text(first: str, second: str) -> bool:
-    """Whether two tasks must not be paired: 732 of the 872 SST-2 test sentences are texts of `embedded/movies-*`."""
+    """Whether two tasks share texts: 732 of the 872 SST-2 test sentences are texts of `embedded/movies-*`."""
     return any(a == "sst2" and b.startswith("embedded/movies") for a, b in ((first, second), (second, first)))
 
 
@@ -42,21 +42,20 @@ def vector_similarity(
     """Cosine and Spearman's ρ of W − 1 and of b between every two runs, layer by layer, with the floor of each.
 
     `vectors` is `vector_table` (key, task, seed, layer, vector, coordinate, value). One row per pair of runs, layer
-    (and `ALL_LAYERS`, their mean, where both have all), vector, measure and `removed`: 0 with all coordinates, and
-    `outliers` without those that are largest over all runs (by mean square, each run scaled to length 1), as a few
-    outlier dimensions of BERT-like models can make any two vectors alike (Kovaleva et al. 2021).
+    (and `ALL_LAYERS`, the mean over layers, where both runs have all), vector, measure and `removed`: 0 for all
+    coordinates, and `outliers` without the largest ones over all runs (by mean square, each run scaled to length 1), as
+    a few outlier dimensions of BERT-like models can make any two vectors alike (Kovaleva et al. 2021).
 
     Columns: task_a, task_b, seed_a, seed_b, key_a, key_b, layer, vector, measure, removed, value; `floor` and
-    `floor_high`, mean and 95 % quantile of the value when the coordinates of each run are permuted, which keeps what
-    the vectors are made of and drops where it sits; and `random_sd` = 1/√d, the standard deviation for directions
-    drawn evenly. Tasks that share texts (`share_text`) are not paired.
+    `floor_high`, mean and 95 % quantile of the value when the coordinates of each run are permuted, which keeps the
+    values of the vectors but not their positions; and `random_sd` = 1/√d, the standard deviation for random directions.
+    Tasks that share texts (`share_text`) are not paired.
 
-    `null_direction="ones"`: b counts without its mean. Behind W_O (placement "attention_output") b is added to what
-    goes into the residual sum and from there into a LayerNorm, which subtracts the mean over coordinates: b + c·1 is
-    the same model for every c, in post-norm models (BERT) and, where every reader of the residual
-    stream is a LayerNorm, in pre-norm models. It does not hold where the norm is an RMSNorm, nor before W_O (placement
-    "attention_heads"): use None there. W has no such direction, as it multiplies what differs from input to input.
-    Ranks do not change with the mean, so ρ is the same either way.
+    `null_direction="ones"`: b is taken without its mean. Behind W_O (placement "attention_output") b enters the
+    residual sum and then a LayerNorm, which subtracts the mean over coordinates: b + c·1 is the same model for every c,
+    in post-norm models (BERT) and, if only LayerNorms read the residual stream, in pre-norm models. This does not hold
+    for an RMSNorm, nor before W_O (placement "attention_heads"): use None there. W has no such direction, as it
+    multiplies values that differ from input to input. Ranks do not change with the mean, so ρ is the same either way.
     """
     check_choice("null_direction", null_direction, NULL_DIRECTIONS)
     check_range("outliers", outliers, least=0)
@@ -92,7 +91,7 @@ def vector_similarity(
 
 
 def _prepared(values: np.ndarray, removed: int, measure: str, project: bool) -> np.ndarray:
-    """Rows whose inner products are the measure: [runs, coordinates]. A run without this layer is NaN."""
+    """Rows [runs, coordinates] whose inner products are the measure. A run without this layer is NaN."""
     if project:
         values = values - values.mean(1, keepdims=True)
     if removed:
@@ -118,34 +117,30 @@ def _pairs(runs: pd.DataFrame, value: np.ndarray, drawn: np.ndarray) -> pd.DataF
         [not share_text(str(tasks[a]), str(tasks[b])) for a, b in zip(first, second, strict=True)]
     )
     first, second = first[apart], second[apart]
-    columns = {}
-    for name in ("task", "seed", "key"):
-        columns[f"{name}_a"] = runs[name].to_numpy()[first]
-        columns[f"{name}_b"] = runs[name].to_numpy()[second]
+    sides = [
+        runs.iloc[side].add_suffix(suffix).reset_index(drop=True)
+        for side, suffix in ((first, "_a"), (second, "_b"))
+    ]
     null = drawn[:, first, second]
-    return pd.DataFrame(
-        {
-            **columns,
-            "value": value[first, second],
-            "floor": null.mean(0),
-            "floor_high": np.quantile(null, 0.95, axis=0),
-        }
-    )
+    values = {"value": value[first, second], "floor": null.mean(0)}
+    return pd.concat(sides, axis=1).assign(**values, floor_high=np.quantile(null, 0.95, axis=0))
 
 
 def similarity_summary(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """Per pair of tasks and cell: the mean over pairs of runs with *different* seeds, its ceiling and its floor.
 
     Runs of one seed share the first weights of the head, so only runs of different seeds are compared, between tasks
-    as within one: a ceiling from other seeds is then a ceiling of the same thing.
+    and within one task, so that the ceiling is of the same kind.
 
     Columns: task_a, task_b (the same task: its reliability), layer, vector, measure, removed; `value`, `least` and
-    `most` over `pairs` pairs of runs; `low` and `high`, a t interval for other seeds of the two tasks, in which the
-    number of *seeds* counts, as pairs that share a run are not independent: the standard error is sd/√n on n − 1
-    degrees of freedom with n seeds, and √(2(n + 1)/(n − 1)) times that within one task, where all pairs are of the same
-    few runs (exact for noise that a run takes into all of its pairs; NaN with fewer than two pairs); `floor`,
-    `floor_high`; `ceiling` = √(r_a r_b) with the reliabilities r of the two tasks; `disattenuated` = value / ceiling
-    (Spearman 1904), NaN where a reliability is not above its own `floor_high`: noise cannot be corrected for.
+    `most` over `pairs` pairs of runs; `low` and `high`, a t interval; `floor`, `floor_high`; `ceiling` = √(r_a r_b)
+    with the reliabilities r of the two tasks; `disattenuated` = value / ceiling (Spearman 1904), NaN where a
+    reliability is not above its own `floor_high`, as pure noise cannot be corrected for.
+
+    Generalises to: other seeds of the two tasks. Pairs that share a run are not independent, so the interval counts
+    *seeds*: the standard error is sd/√n on n − 1 degrees of freedom with n seeds, and √(2(n + 1)/(n − 1)) times that
+    within one task, where all pairs are of the same few runs (exact for noise that a run contributes to all of its
+    pairs; NaN with fewer than two pairs).
 
     Simulated: `low` to `high` covers in 0.95 to 0.98 at 2, 3 and 5 seeds between tasks, in 0.95 within one.
     `pytest tests/studies/test_similarity.py -k simulated`.
@@ -175,31 +170,31 @@ def similarity_summary(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFr
     table = table.assign(
         low=(table["value"] - reach).clip(lower=-1), high=(table["value"] + reach).clip(upper=1)
     )
-    reliable = table[within].assign(known=table["value"] > table["floor_high"])
-    reliability = reliable["value"].where(reliable["known"])
-    index = pd.MultiIndex.from_frame(reliable[["task_a", *CELL]])
-    found = pd.Series(reliability.to_numpy(), index=index)
-    sides = [
-        found.reindex(pd.MultiIndex.from_frame(table[[task, *CELL]])).to_numpy()
+    repeated = table[within].set_index(["task_a", *CELL])
+    reliability = repeated["value"].where(repeated["value"] > repeated["floor_high"])
+    first, second = (
+        reliability.reindex(pd.MultiIndex.from_frame(table[[task, *CELL]])).to_numpy()
         for task in ("task_a", "task_b")
-    ]
-    table["ceiling"] = np.sqrt(sides[0] * sides[1])
+    )
+    table["ceiling"] = np.sqrt(first * second)
     table["disattenuated"] = table["value"] / table["ceiling"]
     return table.drop(columns=["sd", "seeds_a", "seeds_b"])
 
 
 def similarity_contrast(summary: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Per cell, are different tasks less alike than one task is to itself? Intervals for other *tasks*.
+    """Per cell, are different tasks less alike than one task is to itself?
 
     One row per cell and `quantity`: `"between"` (mean over pairs of different tasks), `"within"` (mean reliability),
     `"gap"` (within − between), `"floor"` and `"disattenuated"` (over the pairs where it is defined). Columns: value,
-    low, high, tasks (that take part), pairs. As pairs share tasks, the interval is the jackknife's: with θ of n tasks
-    and θ_t of all but t, Student's interval of the n pseudo-values nθ − (n − 1)θ_t (Tukey 1958; Arvesen 1969), about
-    the value itself. Drawing tasks with replacement (the vertex bootstrap) is too narrow with so few.
+    low, high, tasks and pairs that count. As pairs share tasks, the interval is the jackknife's: with θ of n tasks and
+    θ_t of all but t, Student's interval of the n pseudo-values nθ − (n − 1)θ_t (Tukey 1958; Arvesen 1969), about the
+    value itself. Drawing tasks with replacement (the vertex bootstrap) is too narrow with so few.
 
-    Simulated: at 4 and at 8 tasks that take part in what all share to different degrees, the 95 % interval covers the
-    mean over all tasks in 0.93 to 0.95 (degrees of Beta(2, 5): 0.92; very skewed: 0.84 and 0.81); the vertex bootstrap
-    in 0.78 and 0.87.
+    Generalises to: other tasks.
+
+    Simulated: at 4 and at 8 tasks that share a common part to different degrees, the 95 % interval covers the mean over
+    all tasks in 0.93 to 0.95 (degrees of Beta(2, 5): 0.92; very skewed: 0.84 and 0.81); the vertex bootstrap in 0.78
+    and 0.87.
     `pytest tests/studies/test_similarity.py -k simulated`.
     """
     check_range("level", level, above=0, below=1)
@@ -212,15 +207,13 @@ def similarity_contrast(summary: pd.DataFrame, *, level: float = 0.95) -> pd.Dat
             "floor": (part[~within], "floor"),
             "disattenuated": (part[~within], "disattenuated"),
         }
-        found = {quantity: _left_out(pairs, column) for quantity, (pairs, column) in parts.items()}
-        inside, outside = found["within"], found["between"]
-        whole = inside.index.union(
-            outside.index, sort=False
-        )  # leaving out a task without a pair changes nothing
-        found["gap"] = inside.reindex(whole, fill_value=inside[""]) - outside.reindex(
-            whole, fill_value=outside[""]
-        )
-        for quantity, values in found.items():
+        means = {quantity: _left_out(pairs, column) for quantity, (pairs, column) in parts.items()}
+        inside, outside = means["within"], means["between"]
+        # leaving out a task without a pair changes nothing
+        whole = inside.index.union(outside.index, sort=False)
+        inside, outside = (side.reindex(whole, fill_value=side[""]) for side in (inside, outside))
+        means["gap"] = inside - outside
+        for quantity, values in means.items():
             value, without = values.iloc[0], values.iloc[1:].dropna()
             count = len(without)
             _, low, high = t_interval(count * value - (count - 1) * without.to_numpy(), level=level)
@@ -233,7 +226,7 @@ def similarity_contrast(summary: pd.DataFrame, *, level: float = 0.95) -> pd.Dat
 
 
 def _left_out(pairs: pd.DataFrame, column: str) -> pd.Series:
-    """The mean of `column` over all pairs (index ""), and over those without each task that takes part."""
+    """The mean of `column` over all pairs (index ""), and over the pairs without each of the tasks."""
     known = pairs.dropna(subset=column)
     first, second = known["task_a"].to_numpy(), known["task_b"].to_numpy()
     tasks = sorted({*first, *second})

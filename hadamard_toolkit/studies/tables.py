@@ -11,7 +11,7 @@ import pandas as pd
 from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.errors import DataError, check_choice, check_range
 from hadamard_toolkit.runs.labels import label_of
-from hadamard_toolkit.runs.record import Run
+from hadamard_toolkit.runs.record import KEPT, Run
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.training import metrics
 
@@ -28,9 +28,9 @@ def score_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
 
 
 def constant_score(run: Run) -> float:
-    """What a run's headline metric gives on its test rows for one answer to all of them: the level of no learning.
+    """The headline metric of a run on its test rows for one constant answer: the level of no learning.
 
-    The answer is the commonest of the test labels, or of a regression their mean. NaN where answers are spans.
+    The answer is the most frequent test label, or for regression the mean. NaN for span tasks.
     """
     test = run.predictions["test"]
     if "logits" not in test:
@@ -44,21 +44,21 @@ def constant_score(run: Run) -> float:
 
 
 def mark_failed(scores: pd.DataFrame, store: RunStore, *, margin: float = 0.01) -> pd.DataFrame:
-    """`scores` with two more columns: `constant`, what one answer for all rows scores, and whether the run `failed`.
+    """`scores` with two more columns: `constant`, the score of one answer for all rows, and whether the run `failed`.
 
     `scores` is `score_table(store)` or a part of it (`key`, `score`). A run has failed if its score is at most `margin`
-    above the constant answer: it has learned nothing that its test rows show. Such a run is not a score of its method:
-    show the share of failed runs, and read every mean twice, with them and without. `constant` is NaN, and `failed`
-    False, where answers are spans.
+    above the constant answer: it has learned nothing that its test rows show, and its score says nothing about the
+    method. Report the share of failed runs, and every mean with them and without. `constant` is NaN, and `failed`
+    False, for span tasks.
     """
     check_range("margin", margin, least=0)
     constant = [constant_score(store.run(key)) for key in scores["key"]]
-    found = scores.assign(constant=np.array(constant, dtype=float))
-    return found.assign(failed=found["score"] <= found["constant"] + margin)
+    marked = scores.assign(constant=np.array(constant, dtype=float))
+    return marked.assign(failed=marked["score"] <= marked["constant"] + margin)
 
 
 def normalised_scores(marked: pd.DataFrame, ceiling: str = "FullFineTuning") -> pd.DataFrame:
-    """Scores between the constant answer (0) and full fine-tuning (1), so that tasks of different metrics compare.
+    """Scores between the constant answer (0) and full fine-tuning (1), to compare tasks of different metrics.
 
     `marked` is a table of `mark_failed`; `ceiling` the method whose mean over seeds is 1. A task where that method has
     failed in every run, or was not run, has no such scale and is left out. Adds the column `normalised`.
@@ -71,9 +71,9 @@ def normalised_scores(marked: pd.DataFrame, ceiling: str = "FullFineTuning") -> 
 
 
 def history_table(store: RunStore) -> pd.DataFrame:
-    """The course of every run: key, task, method, seed, stage, epoch, split, metric, value; one row per epoch.
+    """The training history of every run: key, task, method, seed, stage, epoch, split, metric, value.
 
-    `split` is `"validation"` with the headline metric, and `"train"` with the metric `"loss"`.
+    Two rows per epoch: `split` `"train"` with the metric `"loss"`, and `"validation"` with the headline metric.
     """
     parts = []
     for key in store.load()["key"].unique():
@@ -100,15 +100,19 @@ def vector_table(store: RunStore, *, site: str = "attention_output") -> pd.DataF
     parts = []
     for key in store.load()["key"].unique():
         run = store.run(key)
-        if run.info["run_info"]["weights"] != "kept":
+        if run.info["run_info"]["weights"] != KEPT:
             continue
-        spec = run.spec
-        for name, values in store.vectors(key).items():
-            place, _, vector = name.partition(".")
-            if place != site or vector not in ("weight", "bias"):
+        vectors = store.vectors(key)
+        for vector in ("weight", "bias"):
+            if (values := vectors.get(f"{site}.{vector}")) is None:
                 continue
             layer, coordinate = (axis.ravel() for axis in np.indices(values.shape))
-            fixed: dict[str, Any] = {"key": key, "task": spec.task, "seed": spec.seed, "vector": vector}
+            fixed: dict[str, Any] = {
+                "key": key,
+                "task": run.spec.task,
+                "seed": run.spec.seed,
+                "vector": vector,
+            }
             columns = {"layer": layer, "coordinate": coordinate, "value": values.ravel()}
             parts.append(pd.DataFrame(columns).assign(**fixed).dropna())
     if not parts:
@@ -119,12 +123,12 @@ def vector_table(store: RunStore, *, site: str = "attention_output") -> pd.DataF
 
 
 def sparse_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
-    """Headline scores of pruned runs and of what they are compared with, one row per run, for `score_against_sparsity`.
+    """Headline scores of pruned runs and their controls, one row per run, for `plotting.score_against_sparsity`.
 
     Columns: key, adapter (as code), task, scorer, sparsity (share removed), control, seed, score, nonzero (adapter
-    parameters that are not zero), n, train_rows. A run that is not pruned has sparsity 0 if another run prunes its
-    adapter; otherwise it is the control `"dense"` of the widest adapter of its method that is both pruned and whole in
-    the store, at the sparsity that would leave as much of that, and is left out where there is none.
+    parameters that are not zero), n, train_rows. A run without pruning has sparsity 0 if another run prunes its
+    adapter. Otherwise it is the control `"dense"` of the widest adapter of its method that the store has both pruned
+    and dense, at the sparsity that leaves as many parameters of that one; it is left out if there is no such adapter.
     """
     runs = store.load()
     runs = runs[runs["headline"] & (runs["split"] == split)].reset_index(drop=True)
@@ -134,9 +138,9 @@ def sparse_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
             "key": runs["key"],
             "adapter": [_adapter(text) for text in runs["adapter"]],
             "task": runs["task"],
-            "scorer": [found.get("scorer", "dense") for found in pruning],
-            "sparsity": [float(found.get("sparsity", 0.0)) for found in pruning],
-            "control": [found.get("control") or "none" for found in pruning],
+            "scorer": [sparsity.get("scorer", "dense") for sparsity in pruning],
+            "sparsity": [float(sparsity.get("sparsity", 0.0)) for sparsity in pruning],
+            "control": [sparsity.get("control") or "none" for sparsity in pruning],
             "seed": runs["seed"],
             "score": runs["value"],
             "nonzero": runs["nonzero_adapter"],
@@ -147,9 +151,9 @@ def sparse_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
     pruned = table["scorer"] != "dense"
     for _, rows in table.groupby(runs["method"]):
         unpruned = rows[~pruned[rows.index]]
-        own = unpruned["adapter"].isin(rows.loc[pruned[rows.index], "adapter"])
-        widest = unpruned[own].nlargest(1, "nonzero")
-        for row in unpruned.index[~own]:
+        both = unpruned["adapter"].isin(rows.loc[pruned[rows.index], "adapter"])
+        widest = unpruned[both].nlargest(1, "nonzero")
+        for row in unpruned.index[~both]:
             if widest.empty:
                 table = table.drop(index=row)
             else:
@@ -161,20 +165,21 @@ def sparse_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
 
 
 def measured_table(store: RunStore, name: str) -> pd.DataFrame:
-    """The table `name` of every run that it was measured on, behind the run's key, task, method and seed.
+    """The stored table `name` of every run that has it, with the run's key, task, method and seed in front.
 
-    `RunStore.measured` wrote it; nothing is measured here. `DataError` if there is no such table.
+    Nothing is measured here (see `measurements.measure`). `DataError` if no run has such a table.
     """
     runs = store.load().drop_duplicates("key").sort_values(["task", "method", "seed", "key"])
     parts = []
     front = ["key", "task", "method", "seed"]
     for values in runs[front].itertuples(index=False, name=None):
         if store.has(values[0], f"measured/{name}.json"):
-            found = store.measured(values[0], name, pd.DataFrame)
-            fixed = dict(zip(front, values, strict=True))
-            parts.append(found.assign(**fixed)[[*front, *(c for c in found.columns if c not in front)]])
+            measured = store.measured(values[0], name, pd.DataFrame)
+            rest = [column for column in measured.columns if column not in front]
+            fixed: dict[str, Any] = dict(zip(front, values, strict=True))
+            parts.append(measured.assign(**fixed)[[*front, *rest]])
     if not parts:
-        raise DataError(f"nothing of the name {name!r} was measured on the runs of {store!r}")
+        raise DataError(f"{name!r} was not measured on any run of {store!r}")
     return pd.concat(parts, ignore_index=True)
 
 

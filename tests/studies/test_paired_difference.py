@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from hadamard_toolkit.errors import UnsupportedError
-<<<<<<<< HEAD:tests/studies/test_paired_difference.py
 from hadamard_toolkit.studies.paired_difference import paired_interval, weighted
-========
-from hadamard_toolkit.studies.row_intervals import paired_interval, weighted
->>>>>>>> c7aef39 (Studies: one check for columns, the grid of layer subsets is public to its tests, tost, McNemar and power by SciPy alone, plainer words):tests/studies/test_row_intervals.py
 from hadamard_toolkit.training import metrics
 
 NOISE = np.random.default_rng(0)

@@ -109,7 +109,7 @@ def test_bad_input_is_named() -> None:
     vectors = planted()
     with pytest.raises(ArgumentError, match="weight='sum'"):
         Scheme("x", "sum", "own", "own")
-    with pytest.raises(ArgumentError, match="nobody to share with"):
+    with pytest.raises(ArgumentError, match="no task to share with"):
         combine({"a": vectors["a"]}, "a", BY_NAME["mean"], IDENTITY)
     with pytest.raises(ArgumentError, match=r"'c'.*shapes"):
         combine(vectors | {"c": {}}, "a", BY_NAME["mean"], IDENTITY)

@@ -167,7 +167,7 @@ def test_sparse_table_tells_masks_controls_and_the_small_dense_adapter_apart(
 
 
 def test_what_was_measured_comes_back_beside_its_run(store: ht.RunStore) -> None:
-    with pytest.raises(DataError, match="nothing of the name 'width'"):
+    with pytest.raises(DataError, match="'width' was not measured"):
         measured_table(store, "width")
     first = score_table(store)["key"].iloc[0]
     store.measured(first, "width", lambda: pd.DataFrame({"seed": [9], "width": [16.5]}))
