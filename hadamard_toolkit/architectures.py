@@ -1,4 +1,4 @@
-"""How each architecture spells its layers: one short table each. `sites` reads them; no method does."""
+"""The module paths of each architecture: one short table each. `sites` reads them; no method does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerTable:
-    """How one architecture spells the sites of one of its layer stacks. Paths are relative to a layer.
+    """The module paths of one stack of layers, relative to a layer.
 
-    `a|b` takes the first path that exists, `path[i/n]` is the i-th of n equal parts of a fused projection
-    (`path[i/n*]`: the parts are interleaved head by head). In pre-norm models the norm that follows the
-    feed-forward block is the first norm of the next layer: `next:path`, and `last_norm` for the last layer.
+    `a|b` takes the first path that exists; `path[i/n]` is the i-th of n equal slices of a fused projection
+    (`path[i/n*]`: the slices are interleaved head by head). In pre-norm models the norm that follows the feed-forward
+    block is the first norm of the next layer: `next:path`, and `last_norm` for the last layer.
     """
 
     layers: str  # the list of layers, relative to the base model
@@ -24,9 +24,8 @@ class LayerTable:
     attention_norm: str
     ffn_norm: str
     last_norm: str = ""  # relative to the base model
-    bias_switch: str = (
-        ""  # entry of the config that gives the attention's four projections biases, or takes them
-    )
+    # The entry of the config that decides whether the four projections of the attention have biases.
+    bias_switch: str = ""
 
 
 _BERT = LayerTable(
@@ -183,10 +182,10 @@ ARCHITECTURES: dict[str, tuple[LayerTable, ...]] = {
     ),
 }
 
-# Architectures whose query and key projections project a table of relative positions, too, where this is switched on.
+# Architectures whose query and key projections also project a table of relative positions if this entry is set.
 POSITIONS_PROJECTED = {"deberta-v2": "share_att_key"}
 
-# Architectures with learned positions, and how many rows of that table hold none ("padding": those up to padding's).
+# Architectures with learned positions, and how many rows of that table are unused ("padding": up to that of padding).
 POSITIONS_UNUSED: dict[str, int | str] = {
     "bert": 0,
     "electra": 0,
@@ -198,5 +197,5 @@ POSITIONS_UNUSED: dict[str, int | str] = {
     "xlm-roberta": "padding",
     "mpnet": 2,
 }
-# Architectures that have learned positions as well where their config sets `position_biased_input`.
+# Architectures that have learned positions too if their config sets `position_biased_input`.
 RELATIVE = ("deberta", "deberta-v2")

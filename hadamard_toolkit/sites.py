@@ -1,8 +1,8 @@
 """Where an adapter may attach: named sites in every layer, one short table per architecture.
 
-A *site* is a place in a Transformer layer that methods speak of and architectures spell differently.
-A method asks for `attention_output` in layer 3; the table of the architecture says which module that is,
-and on which side of it. No method names an architecture, and nothing is selected by a substring.
+A *site* is a point in a Transformer layer that has one name here and a different module path in every architecture. A
+method asks for `attention_output` in layer 3; the table of the architecture says which module that is, and on which
+side of it. No method names an architecture, and nothing is selected by a substring.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SITES = {
 }
 
 
-# site -> (row of the table, side of the module that it names)
+# Site -> row of the table, and the side of the module that the row names.
 _WHERE = {
     "attention_output": ("output_projection", "output"),
     "attention_heads": ("output_projection", "input"),
@@ -57,7 +57,8 @@ _WHERE = {
     "ffn_norm": ("ffn_norm", "module"),
     "ffn_residual": ("ffn_norm", "input"),
 }
-_ATTENTION = ("query", "key", "value", "output_projection")  # rows of the table
+# The rows of the table that are projections of the attention.
+_ATTENTION = ("query", "key", "value", "output_projection")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def linear_weight(module: nn.Module) -> Tensor:
 
 
 def as_index(value: Any) -> int | None:
-    """`value` as an int if it is a whole number, of numpy or torch too, else None; True and False are none."""
+    """`value` as an int if it is a whole number, also one of numpy or torch, else None; True and False are not."""
     if isinstance(value, bool):
         return None
     try:
@@ -167,24 +168,27 @@ class Sites:
         self._prefix = next(name for name, module in model.named_modules() if module is self.base)
         self._rows: list[tuple[LayerTable, int, int]] = []
         for table in ARCHITECTURES[kind]:
-            found = _resolve(self.base, table.layers)
-            if found is None:
+            resolved = _resolve(self.base, table.layers)
+            if resolved is None:
                 raise UnsupportedError(
                     f"{type(model).__name__} has no {table.layers!r}, where architecture {kind!r} keeps layers: "
                     "only models with all of its layer stacks can carry an adapter"
                 )
-            count = len(found[1])  # type: ignore[arg-type]
+            count = len(resolved[1])  # type: ignore[arg-type]
             self._rows += [(table, index, count) for index in range(count)]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def layers(self, chosen: str | Iterable[int] = "all") -> list[int]:
-        """`"all"` or indices, checked against this model; negative indices count from the end."""
+        """The indices of the layers `chosen`, sorted; `ArgumentError` for one that the model lacks.
+
+        Negative indices count from the end.
+        """
         if isinstance(chosen, str):
             check_choice("layers", chosen, ["all"])
             return list(range(len(self)))
-        found = []
+        indices = set()
         for layer in chosen:
             index = as_index(layer)
             if index is None or not -len(self) <= index < len(self):
@@ -192,23 +196,23 @@ class Sites:
                     f"layers={tuple(chosen)!r} is not allowed: {layer!r} is not a layer of this model, "
                     f"which has layers 0 to {len(self) - 1}"
                 )
-            found.append(index % len(self))
-        return sorted(set(found))
+            indices.add(index % len(self))
+        return sorted(indices)
 
     def layer(self, index: int) -> tuple[str, nn.Module]:
         """Layer `index` as a whole: its path in the model, and the module."""
         [index] = self.layers([index])
-        table, place, _ = self._rows[index]
-        path = f"{table.layers}.{place}"
+        table, step, _ = self._rows[index]
+        path = f"{table.layers}.{step}"
         return f"{self._prefix}.{path}" if self._prefix else path, self.base.get_submodule(path)
 
     def layer_of(self, path: str) -> int | None:
-        """The layer that holds the parameter or module `path` of the model, or None for one outside the layers."""
+        """The layer that holds the parameter or module `path`, or None for one outside the layers."""
         roots = (self.layer(index)[0] for index in range(len(self)))
         return next((index for index, root in enumerate(roots) if path.startswith(f"{root}.")), None)
 
     def post_norm(self, layer: int) -> bool:
-        """Whether the norms of `layer` stand behind its residual additions, as in BERT (not before its blocks)."""
+        """Whether the norms of `layer` follow its residual additions, as in BERT, instead of preceding its blocks."""
         [layer] = self.layers([layer])
         return not self._rows[layer][0].last_norm
 
@@ -221,7 +225,10 @@ class Sites:
         return bool(config.relative_attention and getattr(config, switch, False))
 
     def __call__(self, layer: int, name: str) -> Site:
-        """The site `name` of layer `layer`; an `ArgumentError` for an unknown name or layer."""
+        """The site `name` of `layer`.
+
+        Raises `ArgumentError` for an unknown name or layer, `UnsupportedError` where the model lacks the site.
+        """
         check_choice("site", name, SITES)
         [layer] = self.layers([layer])
         table, index, count = self._rows[layer]
@@ -258,19 +265,19 @@ class Sites:
         )
 
     def bias_switch(self, site: Site) -> str:
-        """The entry of the config that gives the module of `site` a bias, or "" where the architecture has none."""
+        """The entry of the config that gives the module of `site` a bias, or "" if there is none."""
         assert site.layer is not None
         return self._rows[site.layer][0].bias_switch if _WHERE[site.name][0] in _ATTENTION else ""
 
     def switched_biases(self, switch: str) -> list[nn.Module]:
         """Every module that the entry `switch` of the config gives a bias."""
-        found: dict[str, nn.Module] = {}
+        modules: dict[str, nn.Module] = {}
         for layer, (table, _, _) in enumerate(self._rows):
             if table.bias_switch == switch:
                 for name in ("query", "key", "value", "attention_output"):
                     site = self(layer, name)
-                    found[site.path] = site.module
-        return list(found.values())
+                    modules[site.path] = site.module
+        return list(modules.values())
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the base model, by its name in the whole model."""
@@ -286,7 +293,7 @@ class Sites:
 
 
 def check_model(model: Any) -> None:
-    """Raise `ArgumentError` unless `model` is a plain transformers model, and say where the plain one is."""
+    """Raise `ArgumentError`, which says where the plain model is, unless `model` is a plain transformers model."""
     kind = type(model)
     if isinstance(model, PreTrainedModel):
         wrapped = [name for name, part in model.named_modules() if _is_of_peft(part)]
@@ -324,7 +331,7 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
-    """The longest input in tokens that the learned positions of `model` reach, or None where nothing limits it."""
+    """The longest input in tokens for which `model` has learned positions, or None if there is no limit."""
     unused = POSITIONS_UNUSED.get(model.config.model_type)
     if model.config.model_type in RELATIVE and model.config.position_biased_input:
         unused = 0

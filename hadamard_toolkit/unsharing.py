@@ -1,4 +1,4 @@
-"""Models whose layers share their weights (ALBERT): every depth step as a module of its own, and back."""
+"""Models whose layers share weights (ALBERT): a module of its own for every depth step, and back."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hadamard_toolkit.errors import UnsupportedError
 def unshare(model: PreTrainedModel) -> Unshared | None:
     """Give every depth step of a layer-sharing model (ALBERT) its own modules over the *same* parameters.
 
-    Each step then has a place of its own to attach to, and no forward pass has to count steps. Returns what undoes it,
-    or None where layers are not shared.
+    Adapters can then attach to each step, and no forward pass has to count steps. Returns the object that undoes it, or
+    None where layers are not shared.
     """
     config = model.config
     if config.model_type != "albert":
@@ -32,8 +32,8 @@ def unshare(model: PreTrainedModel) -> Unshared | None:
 class Unshared:
     """The depth steps of an ALBERT, each with its own modules; an object without closures, so that it can be copied.
 
-    The first step of a group is the group itself, so that what others hang on it stays when the steps are gone. The
-    model's config is left as it is (only the encoder sees another), and so is the model's state dict.
+    The first step of a group is the group itself, so that hooks of others on it survive. The config of the model stays
+    as it is (only the encoder sees another), and so does its state dict.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -54,7 +54,7 @@ class Unshared:
         self.encoder.config = _OneGroupEach(config)
 
     def untie(self) -> None:
-        """Give every step its own copy of the parameters: the model is then one without sharing, config included."""
+        """Give every step its own copy of the parameters; the model, with its config, is then one without sharing."""
         steps: _Steps = self.encoder.albert_layer_groups
         for step, source in enumerate(steps.sources):
             if source in steps.sources[:step]:
@@ -75,7 +75,7 @@ class Unshared:
 
 
 class _Steps(nn.ModuleList):
-    """Depth steps by the group that each of them runs; in a state dict they are the groups, each once."""
+    """Depth steps, and the group that each of them runs; a state dict has each group once."""
 
     def __init__(self, steps: list[nn.Module], sources: list[int]) -> None:
         super().__init__(steps)
@@ -109,7 +109,7 @@ class _Steps(nn.ModuleList):
 
 
 class _OneGroupEach:
-    """The config of an ALBERT, live, except that every step counts as a group: what its encoder sees."""
+    """A view of the config of an ALBERT in which every step counts as a group; its encoder sees this."""
 
     def __init__(self, original: Any) -> None:
         self._original = original
@@ -119,6 +119,7 @@ class _OneGroupEach:
         return int(self._original.num_hidden_layers)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_original":  # a copy asks before it has an original
+        # A copy asks for attributes before it has an original.
+        if name.startswith("__") or name == "_original":
             raise AttributeError(name)
         return getattr(self._original, name)

@@ -2,9 +2,9 @@
 
 Most architectures of `transformers` call their attention by name through its attention interface. An attention module
 that carries prefixes sees a view of its config with our name in place of the model's own; our function puts the
-prefixes in front of keys and values and hands over to the implementation that the model asks for (eager, sdpa or flash
-attention). Nothing else sees the name, so masks are made, and all other modules run, exactly as before. The few
-architectures that compute attention themselves (mpnet, deberta, deberta-v2) get a forward pass written out here.
+prefixes in front of keys and values and calls the implementation that the model asks for (eager, sdpa or flash
+attention). Nothing else sees the name, so masks and all other modules are unaffected. The few architectures that
+compute attention themselves (mpnet, deberta, deberta-v2) get a forward pass that is written out here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.sites import Sites
 
 NAME = "hadamard_prefix"
-_CARRIED = "hadamard_prefixes"  # attribute of an attention module: the prefixes that it carries
+# The attribute of an attention module that lists the prefixes it carries.
+_CARRIED = "hadamard_prefixes"
 _EAGER = "eager_attention_forward"
 
 
@@ -31,12 +32,12 @@ class KeysAndValues(Protocol):
     """A prefix."""
 
     def keys_and_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [batch, heads, length, width of a head], in number and type those of `like`."""
+        """Keys and values [batch, heads, length, width of a head]; batch, heads and type are those of `like`."""
         ...
 
 
 class Carried:
-    """Makes the attention module `host` carry `prefix`; `remove` takes it off and leaves `host` as it was."""
+    """Makes the attention module `host` carry `prefix`; `remove` undoes that and leaves `host` as it was."""
 
     def __init__(self, host: nn.Module, prefix: KeysAndValues, architecture: str) -> None:
         self.host, self.prefix = host, prefix
@@ -62,7 +63,7 @@ class Carried:
 
 
 def attention_of(sites: Sites, layer: int) -> tuple[str, nn.Module]:
-    """The self-attention module of `layer` and its path: it mixes the heads, and it holds the key projection."""
+    """The path of the self-attention module of `layer`, which holds the key projection, and the module."""
     path = sites(layer, "key").path.rpartition(".")[0]
     return path, sites.model.get_submodule(path)
 
@@ -82,7 +83,7 @@ def check_host(host: nn.Module, architecture: str) -> None:
 
 
 class _ConfigView:
-    """The config of a model, live, except for the name of the attention implementation."""
+    """A view of a model's config with another name of the attention implementation."""
 
     _attn_implementation = NAME
 
@@ -90,7 +91,8 @@ class _ConfigView:
         self._original = original
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_original":  # a copy asks before it has an original
+        # A copy asks for attributes before it has an original.
+        if name.startswith("__") or name == "_original":
             raise AttributeError(name)
         return getattr(self._original, name)
 
@@ -121,10 +123,10 @@ def _with_prefixes(
     keys, values = _prefixes(module, key)
     length = keys.shape[2]
     if attention_mask is None and name == "sdpa" and query.shape[2] > 1 and _is_causal(module, options):
-        # sdpa would make the causal mask itself, and the first query would then see the first prefix key alone
+        # sdpa would make the causal mask itself, and the first query would then see only the first prefix key.
         attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
     if attention_mask is not None:
-        # visible is 0 in additive masks of scores, 1 in boolean ones and in masks of tokens
+        # What is visible has 0 in additive masks of scores, 1 in boolean masks and in masks of tokens.
         additive = attention_mask.dtype != torch.bool and attention_mask.ndim == 4
         attention_mask = _widened(attention_mask, length, 0 if additive else 1)
     if options.get("position_bias") is not None:
@@ -152,9 +154,9 @@ def _widened(mask: Tensor, length: int, fill: float) -> Tensor:
 
 
 class _Scored(NamedTuple):
-    """A self-attention up to its softmax: query already scaled, `scores` [batch, heads, query, key] with all biases.
+    """A self-attention up to its softmax: the scaled query, and `scores` [batch, heads, query, key] with all biases.
 
-    `finish` makes the module's output of the context [batch, query, width] and the probabilities.
+    `finish` computes the output of the module from the context [batch, query, width] and the probabilities.
     """
 
     query: Tensor

@@ -18,7 +18,8 @@ from hadamard_toolkit.paths import atomic_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = 2
-READS = (1, 2)  # 1 had no digests of its files, and only the first values of the backbone in its fingerprint
+# Format 1 had no digests of its files, and only the first values of the backbone in its fingerprint.
+READS = (1, 2)
 
 
 def write_attachment(
@@ -53,7 +54,10 @@ def write_attachment(
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `adapter_config.json` of a saved attachment; one clear error for a folder that is none."""
+    """The `adapter_config.json` of a saved attachment.
+
+    Raises `ArgumentError` for a folder without one, `DataError` for one that is damaged or of another kind.
+    """
     path = Path(folder).expanduser() / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -77,23 +81,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a saved attachment by name, in full: entries that a mask has removed are zero.
+    """The tensors of a saved attachment by name; entries that a mask has removed are zero.
 
     Raises `DataError` for files that are missing, damaged, or not those that were saved with the config.
     """
-    config, place = read_config(folder), Path(folder).expanduser()
-    kept = read_masks(place)[0] if config.get("masks") else {}
+    config, path = read_config(folder), Path(folder).expanduser()
+    kept = read_masks(path)[0] if config.get("masks") else {}
     for name, digest in config.get("files", {WEIGHTS: None}).items():
-        if not (place / name).is_file():
+        if not (path / name).is_file():
             raise DataError(
                 f"the attachment in folder={str(folder)!r} is incomplete: {name} is missing; save it again"
             )
-        if digest is not None and sha256((place / name).read_bytes()).hexdigest() != digest:
+        if digest is not None and sha256((path / name).read_bytes()).hexdigest() != digest:
             raise DataError(
                 f"{name} in folder={str(folder)!r} is damaged, or from another save than {CONFIG}; save the "
                 "attachment again"
             )
-    return expand(read_tensors(place / WEIGHTS), kept)
+    return expand(read_tensors(path / WEIGHTS), kept)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -29,9 +29,9 @@ from hadamard_toolkit.sites import Sites
 
 
 class Fusion(SiteModule):
-    """h + Σ_t s_t V z_t with s = softmax_t(Q x · K z_t): z_t is what the frozen adapter of task t adds, given x.
+    """h + Σ_t s_t V z_t with s = softmax_t(Q x · K z_t), where z_t is what the frozen adapter of task t adds to x.
 
-    x is what those adapters read (`inputs`, or `hidden` itself), Q, K and V are [width, width].
+    x is what those adapters read (`inputs`, or `hidden` itself). Q, K and V are [width, width].
     """
 
     projections = ("query", "key", "value")
@@ -80,17 +80,17 @@ def _check_tasks(name: str, value: Any) -> tuple[str, ...]:
 class AdapterFusion(Adapter):
     """Σ_t softmax_t(Q x · K z_t) V z_t over the adapters of several tasks, added in their place (Pfeiffer et al. 2021).
 
-    x is the input of the adapters, z_t what the (frozen) adapter of task t adds to the residual; without biases, as in
-    the paper's equations. Q, K ~ N(0, 0.02²); V is the identity, 1e-6 beside the diagonal.
+    x is the input of the adapters, z_t what the (frozen) adapter of task t adds to the residual. There are no biases,
+    as in the paper's equations. Q, K ~ N(0, 0.02²); V is the identity with 1e-6 outside the diagonal.
 
-    Two phases: train a `Pfeiffer` per task and `save` each; then `fuse(model, {"rte": folder, …})` attaches this and
-    loads them, and training on the target task moves Q, K, V and the head alone. Or attach it and call
-    `load_adapters`. Before that the adapters add nothing, and neither does the fusion. A file of a fusion holds
-    the adapters too. In a `RunSpec`, `tasks` are names of tasks, and `run` does both phases.
+    There are two phases: train a `Pfeiffer` per task and `save` each; then `fuse(model, {"rte": folder, …})` attaches
+    this adapter and loads them, and training on the target task moves only Q, K, V and the head. `load_adapters` loads
+    them into a fusion that is attached already; until then it adds nothing. The file of a fusion holds the adapters
+    too. In a `RunSpec`, `tasks` are names of tasks, and `run` does both phases.
 
     Parameters
     ----------
-    tasks: names of the adapters; they become parts of parameter names and have no dot.
+    tasks: names of the adapters, without dots, since they stand in parameter names.
     bottleneck, activation, dropout, scale, layers: of the adapter of each task; see `Pfeiffer`.
 
     On BERT-base 3 × 768² = 1,769,472 trained parameters per layer, 21,233,664 in all; 894,528 more are stored for each
@@ -117,7 +117,7 @@ class AdapterFusion(Adapter):
             yield replace(place, module=Fusion(width, self._adapters(width), reads_hidden=reads_hidden))
 
     def _adapters(self, width: int) -> dict[str, Bottleneck]:
-        """One for each task: it adds nothing yet, and it reads its `inputs`."""
+        """A fresh adapter for each task, which reads its `inputs` and adds nothing yet."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("activation", "scale", "dropout")}
         return {task: Bottleneck(width, self.bottleneck, parallel=True, **fields) for task in self.tasks}
 
@@ -127,7 +127,7 @@ def fuse(
 ) -> attachments.Attachment:
     """Attach an `AdapterFusion` over the `Pfeiffer` adapters saved in `folders` (task name -> folder) to `model`.
 
-    They must be alike in their fields; with `strict`, trained on this backbone, too. Their heads are not used.
+    They must have the same fields and, with `strict`, be trained on this backbone. Their heads are not used.
     """
     if not folders:
         raise ArgumentError("folders={} is not allowed; give the folder of a saved Pfeiffer adapter at least")

@@ -20,20 +20,20 @@ GATED = (None, "original", "masked")
 
 
 class Input(NamedTuple):
-    """What a stack of layers reads: [batch, positions], and which positions are no padding (None: all)."""
+    """What a stack of layers reads: its shape [batch, positions], and a mask that is 0 at padding, or None."""
 
     shape: tuple[int, ...]
     mask: Tensor | None
 
 
 class Current(threading.local):
-    """The `input` of the forward pass that this thread is in, or None outside of one; a copy starts with None."""
+    """The `input` of this thread's forward pass, or None outside of one; a copy starts with None."""
 
     input: Input | None = None
 
     @contextmanager
     def reading(self, read: Input | None) -> Iterator[None]:
-        """In the block, `read` is the input."""
+        """Make `read` the input inside the block."""
         before, self.input = self.input, read
         try:
             yield
@@ -48,13 +48,13 @@ class Current(threading.local):
 
 
 class Gate(nn.Module):
-    """g = mean over positions of σ(w·x + b): [batch, positions, width] in, [batch, 1, 1] out (section 3.2).
+    """g = mean over positions of σ(w·x + b): x [batch, positions, width] in, g [batch, 1, 1] out (section 3.2).
 
-    `mode="original"` takes the mean over all positions, padding included, as the authors' code does; with
-    `"masked"` padding does not count (where an encoder is called without a mask, nothing is padding).
-    w ~ N(0, 0.02²) and b = 0, so that a fresh gate stands near one half.
+    `mode="original"` takes the mean over all positions, padding included, as the authors' code does; `"masked"` leaves
+    padding out (an encoder that is called without a mask has none). w ~ N(0, 0.02²) and b = 0, so that a fresh gate is
+    near one half.
 
-    Raises, when the model runs, `UnsupportedError` where a gate would see a part of the sequence alone: with a filled
+    When the model runs, it raises `UnsupportedError` if the gate would see only a part of the sequence: with a filled
     cache of keys and values, or with `chunk_size_feed_forward`.
     """
 
@@ -64,7 +64,8 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.randn(width) * 0.02)
         self.bias = nn.Parameter(torch.zeros(1))
         self.mode = mode
-        self.current = Current()  # `listen` replaces it by the one that all gates of a stack share
+        # `listen` replaces it by one that all gates of a stack share.
+        self.current = Current()
 
     def forward(self, read: Tensor) -> Tensor:
         if read.ndim != 3:
@@ -96,7 +97,7 @@ class Gate(nn.Module):
 
 
 class _Stack:
-    """Tells the gates in a stack of layers what the stack reads, from each call to its end, until `remove`."""
+    """Tells the gates in a stack of layers what the stack reads in each call, until `remove`."""
 
     def __init__(self, module: nn.Module, *, padding: int | None, starts_with_padding: bool) -> None:
         self.current = Current()
@@ -116,12 +117,13 @@ class _Stack:
                 setattr(layer, _CHECKPOINT, checkpoint.checkpoint)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = named(module, args, kwargs)
-        refuse_cache(given, "a gate")
-        ids, mask = given.get("input_ids"), given.get("attention_mask")
-        read = given.get("inputs_embeds") if ids is None else ids
+        arguments = named(module, args, kwargs)
+        refuse_cache(arguments, "a gate")
+        ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+        read = arguments.get("inputs_embeds") if ids is None else ids
         if read is None:
-            return  # the model says what is missing
+            # The model itself raises an error about the missing input.
+            return
         shape = tuple(read.shape[:2])
         if mask is None and ids is not None and self._padding is not None:
             mask = self._decoded(ids, self._padding)
@@ -135,22 +137,24 @@ class _Stack:
         self.current.input = None
 
     def _decoded(self, ids: Tensor, padding: int) -> Tensor:
-        """Which positions of a decoder's input have a token to tell: the next one is no padding.
+        """The positions of a decoder's input that predict a token: they and the next one are no padding.
 
         So a row counts the same positions in a padded batch as alone, where its last token is not in the input.
         """
         real = ids.ne(padding)
         following = torch.cat([real[:, 1:], torch.ones_like(real[:, :1])], 1)
-        if self._starts_with_padding:  # then the last padding before the first token is the start
+        if self._starts_with_padding:
+            # The padding token right before the first other token is the start token.
             real = real | (real.int().cumsum(1) == 0)
         return following & real
 
 
-_CHECKPOINT = "_gradient_checkpointing_func"  # attribute of a layer whose activations are computed again
+# The attribute of a layer whose activations are computed again in the backward pass.
+_CHECKPOINT = "_gradient_checkpointing_func"
 
 
 class _Checkpoint:
-    """The checkpointing function of a layer; what is computed again reads what was read the first time."""
+    """The checkpointing function of a layer; the second computation sees the input of the first."""
 
     def __init__(self, checkpoint: Callable[..., Any], current: Current) -> None:
         self.checkpoint, self.current = checkpoint, current
@@ -166,9 +170,9 @@ class _Checkpoint:
 
 
 def listen(sites: Sites, insertions: Sequence[Insertion]) -> list[Any]:
-    """Let the gates of `insertions` see what their stack of layers reads; handles, or none without gates.
+    """Let the gates of `insertions` see what their stack of layers reads; a handle for each stack that has gates.
 
-    Call it after all other wiring, so that they see what the stack reads in the end.
+    Call it after all other wiring, so that they see what the stack finally reads.
     """
     base: Any = sites.base
     config = sites.model.config
@@ -179,7 +183,7 @@ def listen(sites: Sites, insertions: Sequence[Insertion]) -> list[Any]:
         parts = [insertion.module for insertion in insertions if insertion.site.module in inside]
         gates = [module for part in parts for module in part.modules() if isinstance(module, Gate)]
         if gates:
-            # a decoder hides padding by its order alone, so that masks are left out
+            # A decoder is often called without a mask, since its causal order hides padding at the end.
             padding = config.pad_token_id if config.is_encoder_decoder and stack is base.decoder else None
             first = getattr(config, "decoder_start_token_id", None)
             handle = _Stack(stack, padding=padding, starts_with_padding=first == padding)
@@ -190,7 +194,7 @@ def listen(sites: Sites, insertions: Sequence[Insertion]) -> list[Any]:
 
 
 def check_gate(sites: Sites, target: str) -> None:
-    """Raise `UnsupportedError` where what the projection `target` reads is not the examples alone."""
+    """Raise `UnsupportedError` where the projection `target` reads more than the examples."""
     if sites.projects_positions(target):
         raise UnsupportedError(
             f"gated LoRA cannot be at {target!r} of a {sites.model.config.model_type} with share_att_key=True: that "

@@ -1,4 +1,4 @@
-"""Attach what was saved: whole, and to the backbone that it was trained on."""
+"""Attach a saved adapter to the backbone that it was trained on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hadamard_toolkit.errors import DataError
 def load_attachment(
     model: PreTrainedModel, folder: str | Path, *, strict: bool = True, head: bool = True
 ) -> Attachment:
-    """Attach what `Attachment.save` wrote to `folder`, with its head and the names of its labels unless `head=False`.
+    """Attach what `Attachment.save` wrote to `folder`, with its masks and, unless `head=False`, its head and labels.
 
-    With `strict`, a backbone other than the one it was trained on is refused; the same weights at another precision are
-    recognised where one was rounded from the other. Masks are at work again.
+    With `strict`, the backbone must be the one it was trained on: the same weights, at the same precision or rounded to
+    another, and the same settings in its config (its activation function, say).
 
-    Raises `ArgumentError` for a folder that holds no attachment, `DataError` for another backbone, and for files that
-    are damaged, lack a tensor of the adapter, or have one too many. The model is then as it was.
+    Raises `ArgumentError` for a folder that holds no attachment, `DataError` for another backbone and for files that
+    are damaged, lack a tensor of the adapter or have one too many. The model is then unchanged.
     """
     config, state = read_config(folder), read_state(folder)
     if not head:

@@ -1,6 +1,6 @@
-"""Entries of an attachment that are zero and stay zero: how that is enforced, and the files that hold it.
+"""Masks of an attachment: how the removed entries are kept at zero, and the files of masks.
 
-What a mask means, how it came about and what can be said of it is the business of `hadamard_toolkit.sparsity`.
+How masks are made and what they show belongs to `hadamard_toolkit.sparsity`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ from hadamard_toolkit.paths import atomic_files
 BITS, RECORD = "masks.safetensors", "masks.json"
 FORMAT = 1
 
-Kept = Mapping[str, Tensor]  # parameter name -> bool tensor of its shape, True where the entry stays
+# Parameter name -> bool tensor of its shape, True where the entry stays.
+Kept = Mapping[str, Tensor]
 
 
 class _Masked:
-    """One parameter under its mask. The hook is a method of this object; `dense` is what stood in removed entries."""
+    """One parameter and its mask; `dense` has the values that its removed entries had before."""
 
     def __init__(self, parameter: nn.Parameter, kept: Tensor) -> None:
         self.parameter, self.kept = parameter, kept.to("cpu", torch.bool)
-        self._removed: Tensor | None = None  # the mask's complement where the parameter is
+        # The complement of the mask, on the parameter's device.
+        self._removed: Tensor | None = None
         self.dense = parameter.detach().clone()
         self._hook()
         self.enforce()
 
     def _hook(self) -> None:
-        required = self.parameter.requires_grad  # torch hooks only what requires a gradient at that moment
+        # torch hooks only what requires a gradient at that moment.
+        required = self.parameter.requires_grad
         self.parameter.requires_grad_(True)
         self.handle = self.parameter.register_hook(self._on_gradient)
         self.parameter.requires_grad_(required)
@@ -46,7 +49,8 @@ class _Masked:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._hook()  # torch copies and pickles parameters without their hooks
+        # torch copies and pickles parameters without their hooks.
+        self._hook()
 
     @property
     def removed(self) -> Tensor:
@@ -55,7 +59,7 @@ class _Masked:
         return self._removed
 
     def _on_gradient(self, gradient: Tensor) -> Tensor:
-        # not a product: a gradient that is not finite must not get through either
+        # Not a product, which would let a gradient of inf or nan through.
         return gradient.masked_fill(self.removed, 0.0)
 
     def change(self, kept: Tensor, dense: Tensor) -> None:
@@ -71,9 +75,9 @@ class _Masked:
 
 
 class Masking:
-    """Masks at work: a removed entry is zero in value and gradient, and so in every optimizer state fed by it.
+    """Masks at work: a removed entry has value and gradient zero.
 
-    AdamW and SGD move such an entry by nothing: its momentum never gets anything, and decay shrinks zero.
+    So AdamW and SGD do not move it: its momentum stays zero, and weight decay of zero is zero.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], kept: Kept, record: dict[str, Any]) -> None:
@@ -91,7 +95,7 @@ class Masking:
         return {name: int((~masked.kept).sum()) for name, masked in self._masked.items()}
 
     def narrow(self, kept: Kept) -> None:
-        """Go on with masks that keep less. What stands in newly removed entries now is what `release` would restore."""
+        """Replace the masks by some that keep less; `release` restores the values that the entries have now."""
         for name, mask in kept.items():
             masked = self._masked[name]
             if (mask & ~masked.kept).any():
@@ -106,7 +110,7 @@ class Masking:
             masked.enforce()
 
     def release(self, *, restore: bool) -> None:
-        """Let go; with `restore`, removed entries take the values that they had when they were removed."""
+        """Stop masking; with `restore`, removed entries get back the values that they had when they were removed."""
         for masked in self._masked.values():
             if restore:
                 masked.restore()
@@ -114,11 +118,11 @@ class Masking:
         self._masked = {}
 
     def state(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """For `put_back`: masks and removed values as they are."""
+        """The masks and the removed values, for `put_back`."""
         return {name: (masked.kept, masked.dense) for name, masked in self._masked.items()}
 
     def put_back(self, state: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Undo every `narrow` since `state` was taken; values of parameters are the caller's to put back."""
+        """Undo every `narrow` since `state` was taken; the caller restores the values of the parameters."""
         for name, (kept, dense) in state.items():
             self._masked[name].change(kept, dense)
 
@@ -139,7 +143,7 @@ def check_fit(parameters: Mapping[str, Tensor], kept: Kept) -> None:
 
 
 def mask_files(kept: Kept, record: dict[str, Any]) -> dict[str, bytes]:
-    """`masks.safetensors` (one bit per entry) and `masks.json` (shapes and `record`), by name."""
+    """The content of `masks.safetensors` (one bit per entry) and `masks.json` (shapes and `record`), by file name."""
     bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().ravel())) for name, mask in kept.items()}
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
     text = json.dumps({"format": FORMAT, "shapes": shapes, **record}, indent=1) + "\n"
@@ -152,7 +156,7 @@ def write_masks(folder: Path, kept: Kept, record: dict[str, Any]) -> None:
 
 
 def read_masks(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_masks` wrote: masks by name, in the order of the record, and the record."""
+    """The masks by parameter name and the record, from the files of `write_masks`."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         shapes, bits = record.pop("shapes"), load_file(folder / BITS)
@@ -162,9 +166,9 @@ def read_masks(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
     except (ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise DataError(f"the masks in folder={str(folder)!r} are damaged: {error!r}") from None
-    if (found := record.pop("format", None)) != FORMAT:
+    if (version := record.pop("format", None)) != FORMAT:
         raise DataError(
-            f"the masks in folder={str(folder)!r} have format {found!r}; this version reads {FORMAT}"
+            f"the masks in folder={str(folder)!r} have format {version!r}; this version reads {FORMAT}"
         )
     return {name: _unpack(name, bits, shape) for name, shape in shapes.items()}, record
 
@@ -180,7 +184,7 @@ def _unpack(name: str, bits: Mapping[str, Tensor], shape: list[int]) -> Tensor:
 
 
 def compact(state: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """`state` with the kept entries alone, in one row, wherever there is a mask."""
+    """`state` with only the kept entries, in one row, of every tensor that has a mask."""
     return state | {name: state[name][mask] for name, mask in kept.items()}
 
 

@@ -13,9 +13,9 @@ from hadamard_toolkit.sites import Sites
 
 
 class Merge:
-    """What folding changes in a backbone, as it was before; `undo` puts that back.
+    """Folds `insertions` into the backbone of `sites` with `fold`, and restores it with `undo`.
 
-    Everything that can be refused is refused when this is made; then `fold` changes the model.
+    Raises `UnsupportedError` when it is made, before anything is changed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Merge:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Change the weights; `undo` needs every module that is touched here to be in `_before`."""
+        """Change the weights, after noting the values that `undo` restores."""
         config = self.sites.model.config
         for switch in self.switches:
             self._switched[switch] = getattr(config, switch)
@@ -62,7 +62,7 @@ class Merge:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Give weights, biases and config their old values."""
+        """Restore weights, biases and config."""
         for host, (weight, bias) in self._before.items():
             host.weight.copy_(weight)  # type: ignore[operator]
             if bias is None:
@@ -74,6 +74,6 @@ class Merge:
 
 
 def _from_within(insertions: list[Insertion]) -> list[Insertion]:
-    """In the order of folding: behind a projection first wired first, then before it last wired first."""
+    """The order of folding: those behind a projection as they were wired, then those before it in reverse."""
     before = [insertion for insertion in insertions if insertion.site.side == "input"]
     return [insertion for insertion in insertions if insertion not in before] + before[::-1]

@@ -1,4 +1,4 @@
-"""The parts of an attachment by layer and site, and the attachment with only some of them at work."""
+"""The parts of an attachment by layer and site, and the attachment with only some of them switched on."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.adapters.wiring import HOME
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 
-BACKBONE = (
-    "backbone"  # the site of parameters that a method tunes wherever they are (BitFit, full fine-tuning)
-)
+# The site of parameters that a method tunes wherever they are (BitFit, full fine-tuning).
+BACKBONE = "backbone"
 
-LayerSite = tuple[int, str]  # layer and site
+# The index of a layer and the name of a site.
+LayerSite = tuple[int, str]
 
 
 @dataclass
 class Part:
-    """What an attachment has at one site of one layer: labels of its modules there, and of tuned parameters."""
+    """The labels of an attachment's modules and tuned parameters at one site of one layer."""
 
     insertions: list[str] = field(default_factory=list)
     tunings: list[str] = field(default_factory=list)
 
 
 def parts_of(attachment: Attachment) -> dict[LayerSite, Part]:
-    """Everything that `attachment` does to the layers of its model, by layer and site, in that order.
+    """The parts of `attachment` in the layers of its model, by layer and site and sorted by layer.
 
-    A site is that of an adapter's module, the norm that trains beside it (`attention_norm`, `ffn_norm`), or
-    `"backbone"` for parameters that are tuned wherever they are. What is outside the layers (prompt vectors,
-    embeddings, pooler) has no place here and stays on.
+    A site is that of an adapter's module, of a norm that trains (`attention_norm`, `ffn_norm`), or `"backbone"` for
+    parameters that are tuned wherever they are. Prompt vectors, embeddings and the pooler are outside the layers and
+    not among the parts.
 
-    Raises `UnsupportedError` where one tuned parameter serves several layers (the norms of
-    ALBERT), `ArgumentError` for a merged attachment.
+    Raises `UnsupportedError` where several layers share a tuned parameter (the norms of ALBERT), `ArgumentError` for a
+    merged attachment.
     """
-    if not hasattr(attachment.model, "hadamard_attachment"):
+    if not hasattr(attachment.model, HOME):
         raise ArgumentError("this attachment is merged or detached: no part of it can be switched off")
-    sites, found = attachment.sites, dict[LayerSite, Part]()
+    sites, parts = attachment.sites, dict[LayerSite, Part]()
     for label, insertion in attachment.insertions.items():
         if insertion.site.layer is not None:
-            place = (insertion.site.layer, insertion.site.name)
-            found.setdefault(place, Part()).insertions.append(label)
+            layer_site = (insertion.site.layer, insertion.site.name)
+            parts.setdefault(layer_site, Part()).insertions.append(label)
     owners: dict[int, int] = {}
     parameters = attachment.named_parameters()
     for tuning in attachment.tunings:
@@ -53,30 +54,30 @@ def parts_of(attachment: Attachment) -> dict[LayerSite, Part]:
                 "off in some of them; an adapter without norms, such as Hadamard(norm=None), can"
             )
         site = BACKBONE if tuning.layer is None else tuning.label.split(".")[2]
-        found.setdefault((layer, site), Part()).tunings.append(tuning.label)
-    return {place: found[place] for place in sorted(found, key=lambda place: place[0])}
+        parts.setdefault((layer, site), Part()).tunings.append(tuning.label)
+    return {layer_site: parts[layer_site] for layer_site in sorted(parts, key=lambda pair: pair[0])}
 
 
 def chosen_sites(attachment: Attachment, kept: Iterable[int | LayerSite]) -> frozenset[LayerSite]:
-    """The places that `kept` names: a layer means all its sites, `(layer, site)` one.
+    """The sites that `kept` names: a layer means all its sites, `(layer, site)` one of them.
 
-    A layer that carries nothing may be named; it has no places. Unknown ones raise `ArgumentError`.
+    A layer that carries nothing has no sites. Raises `ArgumentError` for unknown layers and sites.
     """
-    places, chosen = parts_of(attachment), set[LayerSite]()
+    parts, chosen = parts_of(attachment), set[LayerSite]()
     for item in kept:
         layer, site = item if isinstance(item, tuple) else (item, None)
         [layer] = attachment.sites.layers([layer])
-        if site is not None and (layer, site) not in places:
-            here = ", ".join(repr(other) for at, other in places if at == layer) or "nothing"
+        if site is not None and (layer, site) not in parts:
+            here = ", ".join(repr(other) for at, other in parts if at == layer) or "nothing"
             raise ArgumentError(f"kept={item!r} is not allowed: layer {layer} carries {here}")
-        chosen |= {place for place in places if place[0] == layer and site in (None, place[1])}
+        chosen |= {(at, other) for at, other in parts if at == layer and site in (None, other)}
     return frozenset(chosen)
 
 
 @contextmanager
 def only(attachment: Attachment, kept: Collection[LayerSite]) -> Iterator[None]:
-    """In the block, those parts in layers that stand at `kept` are at work and no others; the head stays as it is."""
-    off = [part for place, part in parts_of(attachment).items() if place not in kept]
+    """In the block, of the parts in layers only those at `kept` are on; the head stays as it is."""
+    off = [part for layer_site, part in parts_of(attachment).items() if layer_site not in kept]
     with attachment.without(
         [label for part in off for label in part.insertions],
         [label for part in off for label in part.tunings],

@@ -1,4 +1,4 @@
-"""What hooks hand to one another within one forward pass, and what they read of a call."""
+"""What the hooks of one forward pass hand to one another, and what they read of a call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hadamard_toolkit.errors import UnsupportedError
 
 
 class Passing(threading.local, UserDict[str, Any]):
-    """What one hook leaves and a later one of the same forward pass takes, by name.
+    """Values by name that one hook leaves for a later one of the same forward pass.
 
-    Every thread has its own, so that two of them may run one model at once; a copy starts empty.
+    Every thread has its own, so that two threads may run one model at the same time. A copy starts empty.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Passing:
@@ -27,18 +27,18 @@ class Passing(threading.local, UserDict[str, Any]):
 
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All that `module` was called with, by the names of its parameters."""
+    """The arguments of a call of `module`, by name."""
     return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
 
 
-def refuse_cache(given: dict[str, Any], what: str) -> None:
-    """Raise `UnsupportedError` where part of the sequence comes from a cache of keys and values, whatever its name."""
-    if any(isinstance(value, Cache) and value.get_seq_length() > 0 for value in given.values()):
+def refuse_cache(arguments: dict[str, Any], what: str) -> None:
+    """Raise `UnsupportedError` where an argument is a filled cache of keys and values, whatever its name."""
+    if any(isinstance(value, Cache) and value.get_seq_length() > 0 for value in arguments.values()):
         raise UnsupportedError(f"{what} needs the whole sequence in one pass; generate with use_cache=False")
 
 
 def refuse_replicas(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """A forward pre-hook of the base model: a replica would run the original's adapter, on the original's device."""
+    """A forward pre-hook of the base model: a replica would run the adapter of the original on its device."""
     if getattr(module, "_is_replica", False):
         raise UnsupportedError(
             "nn.DataParallel cannot replicate a model with an adapter; use DistributedDataParallel, or one device"

@@ -19,15 +19,14 @@ from hadamard_toolkit.sites import Site, Sites, position_limit
 
 INITS = ("uniform", "normal", "vocabulary")
 POSITIONS = ("auto", "front", "behind-first")
-_STANDING = (
-    "hadamard_prompts"  # attribute of a reader: the prompts in its input, in the order in which they enter
-)
+# The attribute of a reader that lists the prompts in its input, in the order in which they enter.
+_STANDING = "hadamard_prompts"
 
 
 class Prompt(SiteModule):
-    """`weight` [length, width], put into embeddings behind their first `place` rows.
+    """`weight` [length, width], which enters embeddings after their first `place` rows.
 
-    Where padding comes first, it starts at another place in every row of a batch: `start` [batch, 1].
+    Where padding comes first, each row of a batch has its own `start` [batch, 1].
     """
 
     def __init__(self, vectors: Tensor, place: int, *, behind_padding: bool) -> None:
@@ -48,22 +47,22 @@ class Prompt(SiteModule):
         return start + self.padding(rows, mask, in_front) if self.behind_padding else start
 
     def padding(self, rows: Tensor, mask: Tensor | None, in_front: int) -> Tensor:
-        """How many positions of padding come first in each of `rows`: [batch, 1]."""
+        """How many positions of padding each of `rows` begins with [batch, 1]."""
         if mask is None:
             return torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
         return (mask[:, in_front:] != 0).int().argmax(1, keepdim=True)
 
     def forward(self, hidden: Tensor, inputs: Tensor, start: Tensor | None = None) -> Tensor:
-        """`hidden` [batch, positions, width] with `length` more positions."""
+        """`hidden` [batch, positions, width] with the `length` vectors of the prompt among its positions."""
         start = self.start(hidden, None, 0) if start is None else start
         return self._put(self._vectors(hidden), hidden, start)
 
     def spread(self, row: Tensor, fill: int, start: Tensor) -> Tensor:
-        """`row` [batch, positions] with `fill` where `forward` puts vectors."""
+        """`row` [batch, positions] with `fill` at the positions of the prompt."""
         return self._put(row.new_full((len(row), len(self)), fill), row, start)
 
     def positions(self, row: Tensor, start: Tensor, first: Tensor) -> Tensor:
-        """Position ids `row` [batch, positions], counted on through the prompt.
+        """Position ids `row` [batch, positions] with those of the prompt, and later ones moved on.
 
         `first` [batch, 1] is the first position that is no padding.
         """
@@ -73,7 +72,7 @@ class Prompt(SiteModule):
         return self._put(here, row + len(self) * later, start)
 
     def replace(self, hidden: Tensor, start: Tensor) -> Tensor:
-        """`hidden` with the prompt in place of what stands at `start`."""
+        """`hidden` with the prompt in place of the `length` rows from `start` on."""
         return self._put(self._vectors(hidden), self.take_out(hidden, start), start)
 
     def take_out(self, hidden: Tensor, start: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ def _columns(values: Tensor, index: Tensor) -> Tensor:
 
 
 class _Standing:
-    """Lets `prompt` stand in the input of `reader`, behind the input's own first row or in front, until `remove`."""
+    """Notes `prompt` as one in the input of `reader`, after the input's own first row or in front, until `remove`."""
 
     def __init__(self, reader: nn.Module, prompt: Prompt) -> None:
         self.reader, self.prompt = reader, prompt
@@ -117,17 +116,18 @@ class _Standing:
 
 @dataclass(frozen=True, eq=False)
 class _AtEmbeddings(Insertion):
-    """Put a `Prompt` into what the embedding module of `site` gives, and make room for it all around.
+    """Put a `Prompt` into the output of the embedding module of `site`, and make room for it.
 
     `reader` is the stack of layers that embeds the input: the base model, or its encoder. Its input grows by
-    placeholder tokens, so that positions, token types and masks follow in the model's own way, and the embedding
-    module's output gets the prompt in their place. Of a base model's output, the prompt's rows are taken out again, as
-    heads count positions. Of an encoder's they are not: the decoder attends to them too.
+    placeholder tokens, so that the model itself extends positions, token types and masks, and the prompt replaces their
+    embeddings. The rows of the prompt are taken out of the output of a base model, since heads count positions. They
+    stay in that of an encoder, since the decoder attends to them too.
     """
 
     reader: nn.Module = field(kw_only=True)
     base: nn.Module = field(kw_only=True)
-    limit: int | None = field(kw_only=True)  # positions that the model has
+    # How many positions the model has.
+    limit: int | None = field(kw_only=True)
 
     @property
     def prompt(self) -> Prompt:
@@ -141,7 +141,7 @@ class _AtEmbeddings(Insertion):
             self.reader.register_forward_hook(self._end, always_call=True),
         ]
         if self.reader is self.base:
-            # the prompt that came last leaves first
+            # The prompt that entered last is taken out first.
             return [*handles, self.base.register_forward_hook(self._take_out, prepend=True)]
         return [*handles, self.base.register_forward_pre_hook(self._widen_mask, with_kwargs=True)]
 
@@ -150,14 +150,16 @@ class _AtEmbeddings(Insertion):
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
         read = embedded if ids is None else ids
         if read is None:
-            return None  # the model says what is missing
+            # The model itself raises an error about the missing input.
+            return None
         positions, mask = read.shape[1], given.get("attention_mask")
         self._check(given, positions)
         in_front = self._in_front(all_stand=mask is not None and mask.shape[1] != positions)
         start = self.prompt.start(read, mask, in_front)
         if ids is not None:
             given["input_ids"] = self.prompt.spread(ids, self._placeholder(), start)
-            self._passing["ids"] = start  # tells `_put` that the next embeddings are these
+            # Tells `_put` that the next embeddings are these.
+            self._passing["ids"] = start
         else:
             given["inputs_embeds"] = self.prompt(embedded, embedded, start)
         if given.get("position_ids") is not None:
@@ -192,14 +194,15 @@ class _AtEmbeddings(Insertion):
             raise UnsupportedError("a prompt needs an attention_mask [batch, positions], or none")
 
     def _placeholder(self) -> int:
-        """A token that no model takes for padding."""
+        """A token that the model does not take for padding."""
         config: Any = self.base.config
         padding = {self.site.module.padding_idx, config.pad_token_id}
         return next(token for token in range(3) if token not in padding)
 
     def _put(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         start = self._passing.pop("ids", None)
-        if start is None:  # another use of the same embeddings
+        if start is None:
+            # The embeddings are used for something else.
             return None
         standing = vars(self.reader)[_STANDING]
         place = self.prompt.place
@@ -217,10 +220,11 @@ class _AtEmbeddings(Insertion):
         return output
 
     def _end(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._passing.clear()  # a pass that failed leaves nothing to the next one
+        # A pass that failed leaves nothing to the next one.
+        self._passing.clear()
 
     def _widen_mask(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The encoder's mask, which the decoder's cross-attention reads too."""
+        """Widen the encoder's mask, which the decoder's cross-attention reads too."""
         given = named(base, args, kwargs)
         mask = given.get("attention_mask")
         if mask is not None:
@@ -281,12 +285,13 @@ class PromptTuning(Adapter):
             return torch.rand(self.length, width) - 0.5
         if self.init == "normal":
             return torch.randn(self.length, width) * 0.02
-        with torch.no_grad():  # called, not looked up: some models scale what they look up
+        # The embeddings are called, since some models scale the rows of the table.
+        with torch.no_grad():
             drawn = torch.randint(tokens, (self.length,))
             vectors: Tensor = embeddings(drawn.to(embeddings.weight.device))
             return vectors.float().to(drawn.device)
 
 
 def is_causal(sites: Sites) -> bool:
-    """Whether a position reads nothing behind it."""
+    """Whether no position reads a later one."""
     return bool(getattr(attention_of(sites, 0)[1], "is_causal", False))

@@ -13,10 +13,10 @@ from hadamard_toolkit.sites import Sites
 @register
 @dataclass(frozen=True, init=False)
 class Stack(Adapter):
-    """`Stack(a, b, …)`: all of them at once; at a site that several share, b acts on what a has made.
+    """`Stack(a, b, …)`: all of them at once; at a site that both have, b acts on the output of a.
 
-    A stack within a stack is the same as its parts in its place. Parameters at a shared site are told apart by a
-    suffix in their names (`layers.0.query`, `layers.0.query_2`). It merges if every part does.
+    A stack within a stack is flattened. Parameters at a shared site are distinguished by a suffix in their names
+    (`layers.0.query`, `layers.0.query_2`). It merges if every part does.
     """
 
     adapters: tuple[Adapter, ...]

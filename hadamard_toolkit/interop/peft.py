@@ -15,7 +15,8 @@ from hadamard_toolkit.adapters.files import CONFIG, WEIGHTS, read_tensors
 from hadamard_toolkit.adapters.stack import Stack
 from hadamard_toolkit.adapters.tuning import LayerNormTuning
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
-from hadamard_toolkit.interop.peft_formats import BEFORE, FORMATS, Tensors, with_norm
+from hadamard_toolkit.interop.peft_formats import BEFORE, FORMATS, with_norm
+from hadamard_toolkit.interop.peft_tensors import Tensors
 from hadamard_toolkit.paths import atomic_files
 from hadamard_toolkit.sites import Sites, check_model, head_parameters
 
