@@ -1,4 +1,4 @@
-"""The grid of a method's parts: a column for every subset, dots below say what is in it."""
+"""Scores with every subset of a method's parts: a column per subset, with dots below for the parts in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hadamard_toolkit.plotting.panels import counted, require
+from hadamard_toolkit.plotting.panels import DASHED, counted, require
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, looks, new_figure, style
 from hadamard_toolkit.studies.ablation import CELLS, PARTS, SYMBOLS, cell_name
 
@@ -52,14 +52,14 @@ def ablation_grid(table: pd.DataFrame, *, venue: str | None = None, metric: str 
 def _scores(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
     look = looks(["run"])["run"]
     for place, name in enumerate(names):
-        own = part[part["cell"] == name].sort_values("seed")["score"].to_numpy()
-        if not len(own):
+        scores = part[part["cell"] == name].sort_values("seed")["score"].to_numpy()
+        if not len(scores):
             continue
-        across = [place + SPREAD * (i - (len(own) - 1) / 2) for i in range(len(own))]
-        axis.plot(across, own, look.marker, color=look.colour, markersize=3, alpha=0.75)
-        axis.hlines(own.mean(), place - 0.34, place + 0.34, color=INK, linewidth=1.4)
+        across = [place + SPREAD * (i - (len(scores) - 1) / 2) for i in range(len(scores))]
+        axis.plot(across, scores, look.marker, color=look.colour, markersize=3, alpha=0.75)
+        axis.hlines(scores.mean(), place - 0.34, place + 0.34, color=INK, linewidth=1.4)
         if name == names[0]:
-            axis.axhline(own.mean(), color=FAINT, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
+            axis.axhline(scores.mean(), color=FAINT, linewidth=0.7, linestyle=DASHED, zorder=1)
     axis.grid(axis="y")
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.tick_params(bottom=False)

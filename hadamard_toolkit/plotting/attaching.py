@@ -44,13 +44,13 @@ def attaching(adapter: Adapter) -> Attaching:
     with torch.device("meta"):
         sites = Sites(backbone_from_config(BertConfig()))
     declared = declare(adapter, sites, seed=0)
-    found = Attaching()
+    result = Attaching()
     layers: dict[tuple[str, str], list[int]] = defaultdict(list)
     for insertion in declared.insertions.values():
         site, source = insertion.site, insertion.source
         if not site.path:  # the network that prefixes share has no place in the model
             continue
-        found.sites.add(site.name)
+        result.sites.add(site.name)
         layers[site.name, _formula(insertion)] += [] if site.layer is None else [site.layer]
         if source is not None and source.layer is not None:
             layers[source.name, f"x, read by the adapter at {site.name}"].append(source.layer)
@@ -63,18 +63,18 @@ def attaching(adapter: Adapter) -> Attaching:
         if module in modules:
             trained[modules[module]].append(parameter)
         else:
-            found.elsewhere.append(tuning.path.removeprefix("bert.").partition(".")[0])
+            result.elsewhere.append(tuning.path.removeprefix("bert.").partition(".")[0])
     for (name, layer), parameters in trained.items():
-        found.sites.add(name)
+        result.sites.add(name)
         layers[name, f"{' and '.join(parameters)} {'are' if len(parameters) > 1 else 'is'} trained"].append(
             layer
         )
 
-    found.elsewhere = list(dict.fromkeys(found.elsewhere))
+    result.elsewhere = list(dict.fromkeys(result.elsewhere))
     for (name, text), where in layers.items():
         everywhere = not where or len(where) == len(sites)
-        found.lines.setdefault(name, []).append(text if everywhere else f"{text} ({_named(where)})")
-    return found
+        result.lines.setdefault(name, []).append(text if everywhere else f"{text} ({_named(where)})")
+    return result
 
 
 def _named(layers: Iterable[int]) -> str:

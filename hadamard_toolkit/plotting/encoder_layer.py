@@ -13,6 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.attaching import Attaching, attaching
+from hadamard_toolkit.plotting.panels import DOTTED
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, new_figure, style
 from hadamard_toolkit.runs.labels import label_of
 from hadamard_toolkit.sites import SITES
@@ -146,7 +147,7 @@ def _explain(axis: Axes, lines: Mapping[str, Sequence[str]], width: float) -> No
     heights = [LINE * (1 + text.count("\n")) for text in texts]
     for (up, names), text, middle in zip(rows.items(), texts, _apart(list(rows), heights), strict=True):
         across = ACROSS.get(names[-1], BLOCK)
-        leader: dict[str, Any] = {"color": FAINT, "linewidth": 0.5, "linestyle": (0, (1, 1.5)), "zorder": 1}
+        leader: dict[str, Any] = {"color": FAINT, "linewidth": 0.5, "linestyle": DOTTED, "zorder": 1}
         axis.plot([across, TEXT - 0.1, TEXT - 0.02], [up, up, middle], **leader)
         axis.text(TEXT, middle, text, fontsize=6, va="center", linespacing=1.15)
 

@@ -46,11 +46,11 @@ class Saved(NamedTuple):
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its floats at nine significant digits, which all processors agree on."""
-    found = table.copy()
+    copy = table.copy()
     for name in table.select_dtypes([np.float32, np.float64]).columns:
-        # by way of text: the power of ten of a number is not left to the processor's logarithm
-        found[name] = [float(f"{value:.{DIGITS}g}") for value in table[name].to_numpy(float)]
-    return found
+        # through text, because a processor's logarithm may round a power of ten differently
+        copy[name] = [float(f"{value:.{DIGITS}g}") for value in table[name].to_numpy(float)]
+    return copy
 
 
 def table_hash(table: pd.DataFrame) -> str:
@@ -186,14 +186,14 @@ def _marked(figure: Figure, profile: str) -> Iterator[Bbox]:
     strip = Rectangle(
         (0, height), width, STRIP, color="#f0f0f0", linewidth=0, transform=figure.dpi_scale_trans
     )
-    said = "smoke run: shows that the code works, not a result"
+    text = "smoke run: shows that the code works, not a result"
     place: dict[str, Any] = {"ha": "right", "va": "center_baseline", "fontsize": 5.5, "color": INK}
     figure.add_artist(strip)
-    words = figure.text(width - 0.04, height + STRIP / 2, said, transform=figure.dpi_scale_trans, **place)
+    words = figure.text(width - 0.04, height + STRIP / 2, text, transform=figure.dpi_scale_trans, **place)
     for part in (strip, words):
         part.set_in_layout(False)
     try:
         yield Bbox.from_bounds(0, 0, width, height + STRIP)
-    finally:  # the figure is given back as it was
+    finally:  # the caller's figure stays as it was
         words.remove()
         strip.remove()

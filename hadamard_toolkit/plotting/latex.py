@@ -78,4 +78,4 @@ def _latex(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Text in which no character means anything to LaTeX; in one pass, as the commands hold such characters too."""
-    return re.sub(r"[&%$#_{}\\^~]", lambda found: COMMANDS.get(found[0], f"\\{found[0]}"), text)
+    return re.sub(r"[&%$#_{}\\^~]", lambda match: COMMANDS.get(match[0], f"\\{match[0]}"), text)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
+    DASHED,
     EDGED,
     VECTOR_TITLES,
     constant_note,
@@ -115,7 +116,7 @@ def score_by_layers_kept(
             if band is not None:
                 _band(axis, band[band["task"] == task])
             full = rows.drop_duplicates("seed")["full"].mean()
-            axis.axhline(full, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=2)
+            axis.axhline(full, color=INK, linewidth=0.8, linestyle=DASHED, zorder=2)
             for place, (rule, look) in enumerate(drawn.items()):
                 by_size = rows[rows["rule"] == rule].groupby("size")
                 mean, change = by_size["score"].mean(), by_size["change"]

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.heat import colour_scale, heat
-from hadamard_toolkit.plotting.panels import EDGED, legend_handles, require
+from hadamard_toolkit.plotting.panels import EDGED, counted, legend_handles, require
 from hadamard_toolkit.plotting.sparse import SCORER_ORDER
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
 
@@ -119,13 +119,7 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
         axis.grid(axis="x")
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         missing = [CELLS[cell] for cell in CELLS if cell not in shown]
-        pairs = {
-            cell: sorted({int(count) for count in _part(known, cell)["pairs"] if count}) for cell in shown
-        }
-        counts = "; ".join(
-            f"{CELLS[cell]}: {f'{found[0]} to ' if len(found) > 1 else ''}{found[-1]}"
-            for cell, found in pairs.items()
-        )
+        counts = "; ".join(f"{CELLS[cell]}: {counted(_part(known, cell)['pairs'])}" for cell in shown)
         note = f"Mark: mean, line: range over the pairs of masks of one scorer ({counts})."
         if len(nulls) > 1:
             note += " Filled: given the density of each tensor; hollow: given its rows and columns as well."

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from hadamard_toolkit.adapters.hadamard import IDENTITY
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
+    DOTTED,
     EDGED,
     VECTOR_TITLES,
     constant_note,
@@ -99,7 +100,7 @@ def training_curves(table: pd.DataFrame, *, split: str = "validation", venue: st
                 _curve(axis, of_method, drawn[method])
                 switches |= set(of_method.groupby("stage", sort=False, observed=True)["step"].max().iloc[:-1])
             for switch in sorted(switches):
-                axis.axvline(switch + 0.5, color=FAINT, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
+                axis.axvline(switch + 0.5, color=FAINT, linewidth=0.7, linestyle=DOTTED, zorder=1)
             axis.set_title(str(task))
             axis.set_ylabel(readable(str(metrics[0])))
             axis.grid(axis="y")

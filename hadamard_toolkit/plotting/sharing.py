@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hadamard_toolkit.errors import check_choice
-from hadamard_toolkit.plotting.panels import require
+from hadamard_toolkit.plotting.panels import DASHED, DOTTED, require
 from hadamard_toolkit.plotting.style import FAINT, GRID, INK, frame, looks, new_figure, style
 from hadamard_toolkit.studies.sharing import BARE, GOAL_PARAMETERS, GOAL_SHARE, OWN, UNSHARED
 
@@ -60,7 +60,7 @@ def sharing_tradeoff(
                     zorder=4,
                     markersize=4.4,
                 )
-        cost.axvline(GOAL_PARAMETERS, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        cost.axvline(GOAL_PARAMETERS, color=INK, linewidth=0.8, linestyle=DOTTED)
         cost.set_yticks(list(places.values()), list(places))
         cost.set_xlabel("% of the backbone per task")
         cost.set_xlim(left=0)
@@ -69,9 +69,9 @@ def sharing_tradeoff(
             order["share"].to_numpy()[order.index.get_loc(floor)],
             color=FAINT,
             linewidth=0.8,
-            linestyle=(0, (4, 2)),
+            linestyle=DASHED,
         )
-        score.axvline(GOAL_SHARE, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        score.axvline(GOAL_SHARE, color=INK, linewidth=0.8, linestyle=DOTTED)
         score.set_xlabel(NAMES.get(reference, f"Share of the score of {reference!r}"))
         for axis in (cost, score):
             axis.tick_params(axis="y", length=0)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError, check_choice
 from hadamard_toolkit.plotting.panels import (
+    DOTTED,
     EDGED,
     counted,
     label_below,
@@ -89,9 +90,8 @@ def score_against_sparsity(table: pd.DataFrame, *, venue: str | None = None, met
             axis.grid(axis="y")
             axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             _across(axis, rows, drawn, int(runs["most"].max()))
-        if (
-            paired
-        ):  # differences have one unit, and on an axis of its own a panel with one run would magnify it
+        if paired:
+            # with an axis of its own, a panel with a single run would magnify its differences
             ends = [end for axis in panels for end in axis.get_ylim()]
             for axis in panels:
                 axis.set_ylim(min(ends), max(ends))
@@ -155,7 +155,7 @@ def _checked_runs(table: pd.DataFrame) -> pd.DataFrame:
         check_choice("table['control']", control, (NO_CONTROL, *CONTROL_MARKERS))
     panel = runs["task"].astype(str)
     if "adapter" in runs.columns and runs["adapter"].nunique() > 1:
-        # one task for all adapters is told in the note: titles of four panels are short
+        # the titles of four panels are short: one task for all adapters goes into the note
         adapter = runs["adapter"].astype(str)
         panel = adapter if runs["task"].nunique() == 1 else adapter + ", " + panel
     # a run without pruning is the same run under every scorer, and so is the small dense adapter
@@ -210,10 +210,10 @@ def _unpruned(axis: Axes, scores: np.ndarray) -> None:
 def _series(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> None:
     """A line per scorer."""
     for place, (scorer, look) in enumerate(drawn.items()):
-        own = rows[(rows["scorer"] == scorer) & (rows["control"] == NO_CONTROL)]
-        at = 100 * own["sparsity"] + DODGE * (place - (len(drawn) - 1) / 2)
+        masks = rows[(rows["scorer"] == scorer) & (rows["control"] == NO_CONTROL)]
+        at = 100 * masks["sparsity"] + DODGE * (place - (len(drawn) - 1) / 2)
         line = {"marker": look.marker, "linestyle": look.line}
-        _means(axis, own.assign(at=at), look.colour, zorder=3, **line, **EDGED)
+        _means(axis, masks.assign(at=at), look.colour, zorder=3, **line, **EDGED)
 
 
 def _controls(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look], start: float) -> Slots:
@@ -223,12 +223,12 @@ def _controls(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look], st
         at = start
         of_masks = part.loc[~part["control"].isin([NO_CONTROL, "dense"]), "scorer"]
         for scorer in [name for name in drawn if name in set(of_masks)]:
-            look, own = drawn[scorer], part[part["scorer"] == scorer]
+            look, of_scorer = drawn[scorer], part[part["scorer"] == scorer]
             for control in [NO_CONTROL, *CONTROL_MARKERS]:
-                if not (found := own[own["control"] == control]).empty:
+                if not (runs := of_scorer[of_scorer["control"] == control]).empty:
                     shape = _hollow(control, look.colour) if control in CONTROL_MARKERS else EDGED
                     marker = {"marker": look.marker} | shape
-                    _means(axis, found.assign(at=at), look.colour, linestyle="none", zorder=4, **marker)
+                    _means(axis, runs.assign(at=at), look.colour, linestyle="none", zorder=4, **marker)
                     at += STEP
         if not (dense := part[part["control"] == "dense"]).empty:
             _means(axis, dense.assign(at=at), INK, linestyle="none", zorder=4, **_hollow("dense", INK))
@@ -245,7 +245,7 @@ def _hollow(control: str, colour: str) -> dict[str, Any]:
 
 
 def _controlled(rows: pd.DataFrame) -> list[float]:
-    return sorted(rows.loc[rows["control"] != NO_CONTROL, "sparsity"].unique())
+    return list(rows.loc[rows["control"] != NO_CONTROL, "sparsity"].unique())
 
 
 def _means(axis: Axes, rows: pd.DataFrame, colour: str, **look: Any) -> None:
@@ -289,7 +289,7 @@ def _across(axis: Axes, rows: pd.DataFrame, drawn: Mapping[Hashable, Look], most
     if slots:
         ticks = [*ticks, (slots[0][0] + slots[-1][1]) / 2]
         labels.append("controls\nat " + ", ".join(f"{100 * share:.3g}" for *_, share in slots))
-        axis.axvline(edge, color=FAINT, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
+        axis.axvline(edge, color=FAINT, linewidth=0.7, linestyle=DOTTED, zorder=1)
         right = slots[-1][1] + STEP
     axis.set_xticks(ticks, labels)
     axis.set_xlim(shares[0] - DODGE * len(drawn) / 2 - STEP, right)
@@ -308,32 +308,32 @@ def _score_legend(runs: pd.DataFrame, drawn: Mapping[Hashable, Look]) -> list[Li
 def _score_note(runs: pd.DataFrame, rows: int, paired: bool) -> str:
     sizes = runs.groupby([*CELL], observed=True)["seed"].size()
     count = f"n\u00a0=\u00a0{counted(sizes)}"
-    said = (
+    text = (
         f"Mean ± one standard deviation over seeds, {count}."
         if sizes.max() > 1
         else "One seed, so no spread."
     )
     if paired:
-        said += (
+        text += (
             " Differences to the unpruned run of the same seed; n and numbers: seeds where there are fewer."
         )
     if left := rows - len(runs):
-        said += f" Left out, no unpruned run of the same seed: {plural(left, 'run')}."
+        text += f" Left out, no unpruned run of the same seed: {plural(left, 'run')}."
     if (runs["control"] != NO_CONTROL).any():
-        said += " Hollow: controls, in the colour of the scorer whose masks (filled) they vary."
+        text += " Hollow: controls, in the colour of the scorer whose masks (filled) they vary."
     tasks = runs["task"].unique()
     if len(tasks) == 1 and tasks[0] not in set(runs["panel"]):
-        said = f"Task: {tasks[0]}. {said}"
-    return f"{said} Marks of one sparsity are set side by side."
+        text = f"Task: {tasks[0]}. {text}"
+    return f"{text} Marks of one sparsity are set side by side."
 
 
 def _overall(adapter: object, rows: pd.DataFrame) -> float:
     """The share kept, the same for all masks of a panel."""
     totals = rows.groupby(["scorer", "seed"], observed=True)[["entries", "kept"]].sum()
     if totals["entries"].nunique() > 1 or totals["kept"].max() - totals["kept"].min() > 1:
-        found = sorted(set((totals["kept"] / totals["entries"]).round(3)))
+        shares = sorted(set((totals["kept"] / totals["entries"]).round(3)))
         raise ArgumentError(
-            f"table holds masks of {adapter!r} that keep different shares or sizes ({found}); one sparsity is drawn"
+            f"table holds masks of {adapter!r} that keep different shares or sizes ({shares}); one sparsity is drawn"
         )
     return float(totals["kept"].iloc[0] / totals["entries"].iloc[0])
 

@@ -47,7 +47,7 @@ def prunable(store: RunStore) -> pd.DataFrame:
 
 
 def to_begin_with(shown: pd.DataFrame) -> str:
-    """The key of a run on a task that needs no data of one's own, if there is one; of what was tried most."""
+    """The key of the run to open first: on an embedded task if possible, then of the most frequent kind of run."""
     tried = [-shown.groupby(name)["key"].transform("size") for name in ("backbone", "task", "label")]
     elsewhere = ~shown["task"].str.startswith("embedded/")
     first = np.lexsort([*reversed(tried), elsewhere])[0]  # the last key counts most; stable
@@ -138,7 +138,7 @@ def serve(
         )
     source = RunStore(store)
     prunable(source)
-    # a Voilà kernel works in the folder of the notebook, so every place is said in full
+    # a Voilà kernel works in the folder of the notebook, so all paths are absolute
     places = {
         STORE: source.folder,
         RETRAINED: Path(retrained or os.environ.get(RETRAINED) or "runs"),

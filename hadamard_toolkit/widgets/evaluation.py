@@ -1,4 +1,4 @@
-"""What keeping some parts of an adapter does to a task, on rows that were held out; no screen needed."""
+"""Scores of a task with only some parts of an adapter at work, on held-out rows. No widget is needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hadamard_toolkit.runs.record import Run
 
 ROWS, PREVIEW = 256, 24
-PREPARED = 2  # of the lowest layers all combinations are prepared: each more would double that work
+PREPARED = 2  # lowest layers whose combinations are all prepared; one more would double that work
 LONGEST_TEXT = 160  # characters of an example that are shown
 
 
@@ -66,7 +66,7 @@ class Evaluation:
         former where there is one. Layers that were chosen by test scores have no test score any more.
     positions: of the rows in `split`, or None for all of it; `name` of the whole in tables (default: the task's).
 
-    Every answer is remembered by what is kept: the same state has the same score.
+    Every score is remembered by what is kept, so the same state is computed once.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Evaluation:
 
     @classmethod
     def of_run(cls, run: Run, *, split: str | None = None, **options: Any) -> Self:
-        """Of a stored run: its weights, and by default the very rows that it held out."""
+        """Evaluate a stored run: its weights, by default on the rows that it held out itself."""
         from hadamard_toolkit.runs.run import live
         from hadamard_toolkit.tasks.registry import load_task
 
@@ -128,7 +128,7 @@ class Evaluation:
         _, tokenizer, attachment = live(run)
         options.setdefault("max_length", run.spec.protocol.max_length)
         options.setdefault("name", run.spec.task)
-        found = cls(
+        evaluation = cls(
             attachment,
             load_task(run.spec.task),
             tokenizer,
@@ -136,33 +136,33 @@ class Evaluation:
             positions=run.predictions[chosen]["rows"],
             **options,
         )
-        found.split = chosen  # what the run calls them
-        return found
+        evaluation.split = chosen  # a run may call rows of another split its validation rows
+        return evaluation
 
     # scores ----------------------------------------------------------------------------------------------------
 
     def score(self, kept: Collection[int | LayerSite]) -> Score:
-        """The score with the adapter at work in `kept` alone: layers, or `(layer, site)` pairs."""
+        """The score with the adapter at work in `kept` only: layers, or `(layer, site)` pairs."""
         return self._score(kept, quick=False)
 
     def preview(self, kept: Collection[int | LayerSite]) -> Score:
-        """The same on a few of the rows."""
+        """The same score on a few of the rows."""
         return self._score(kept, quick=True)
 
     def steps(self, kept: Collection[int | LayerSite]) -> Iterator[None]:
-        """The work of `score` in steps of one batch, after which `score` answers at once."""
+        """Do the work of `score` one batch per step; afterwards `score` returns at once."""
         places = chosen_sites(self.attachment, kept)
         if (False, places) not in self._logits:
-            for found in self._cache.steps(places):
-                if found is not None:
-                    self._logits[False, places] = found
+            for logits in self._cache.steps(places):
+                if logits is not None:
+                    self._logits[False, places] = logits
                 yield
         self.score(places)
 
     def prepare(self, kept: Collection[int | LayerSite]) -> Iterator[None]:
-        """The work that spares every flip from `kept` the lowest layers, in steps; see `LayerCache.prepare`.
+        """Compute, in steps, what the layers above the lowest ones read after each flip; see `LayerCache.prepare`.
 
-        Afterwards a score with one layer or site flipped, or with any of the lowest layers, starts behind these.
+        Afterwards a score with one layer or site flipped, or with any of the lowest layers, skips the lowest layers.
         """
         places = chosen_sites(self.attachment, kept)
         layers = sorted({layer for layer, _ in self.places})[:PREPARED]
@@ -173,29 +173,29 @@ class Evaluation:
             yield from self._cache.prepare(state, layers[-1] + 1)
 
     def flips(self, kept: Collection[int | LayerSite]) -> Iterator[None]:
-        """The work of every score that is one flip of a layer away, in steps; the slowest first, which start lowest."""
+        """Compute, in steps, the score after each flip of a layer; low layers first, as their scores take longest."""
         places = chosen_sites(self.attachment, kept)
         for layer in sorted({layer for layer, _ in self.places}):
             yield from self.steps(self._flip(places, layer))
 
     def _flip(self, kept: frozenset[LayerSite], layer: int) -> frozenset[LayerSite]:
-        """All of a layer off, or on where nothing of it was."""
+        """`kept` with the layer switched off, or on where nothing of it was kept."""
         whole = {place for place in self.places if place[0] == layer}
         return kept - whole if kept & whole else kept | whole
 
     def known(self, kept: Collection[int | LayerSite]) -> Score | None:
-        """What `score` would say, if it was asked before."""
+        """The score of `kept` if it was computed before, else None."""
         return self._scores.get((False, chosen_sites(self.attachment, kept)))
 
     def at_hand(self, kept: Collection[int | LayerSite]) -> tuple[Score, str]:
-        """The best number that takes no waiting and what to call it: the score, else a preview."""
+        """The score if it is known, else a preview, and the words that say which of them it is."""
         if (score := self.known(kept)) is not None:
             return score, f"up to date, {self.split} rows"
         score = self.preview(kept)
         return score, f"stale: preview on {score.n} rows"
 
     def logits(self, kept: Collection[int | LayerSite]) -> np.ndarray:
-        """Logits [rows, outputs] with `kept` alone."""
+        """Logits [rows, outputs] with the adapter at work in `kept` only."""
         return self._answers(chosen_sites(self.attachment, kept), quick=False)
 
     def _score(self, kept: Collection[int | LayerSite], *, quick: bool) -> Score:
@@ -216,7 +216,10 @@ class Evaluation:
     # examples --------------------------------------------------------------------------------------------------
 
     def score_of(self, run: Run) -> Score:
-        """Another run on the rows that are shown, such as a retrained one; of the same seed, it held out the same."""
+        """Score another run, such as a retrained one, on the rows shown; with the same seed it held out the same ones.
+
+        Raises `DataError` if it has no predictions for them.
+        """
         part = run.predictions.get(self.split, {"rows": np.empty(0), "logits": np.empty((0, 1))})
         places = {int(row): place for place, row in enumerate(part["rows"])}
         if not all(int(row) in places for row in self.positions):
@@ -235,7 +238,7 @@ class Evaluation:
         if self.task.kind == "regression":
             change = now[:, 0] - base[:, 0]
             chosen = [int(row) for row in np.argsort(-np.abs(change), kind="stable")[:most] if change[row]]
-            told: list[tuple[str, ...]] = [
+            words: list[tuple[str, ...]] = [
                 (f"{self.labels[r]:.2f}", f"{base[r, 0]:.2f}", f"{now[r, 0]:.2f}") for r in chosen
             ]
         else:
@@ -244,10 +247,10 @@ class Evaluation:
             change = _probabilities(now)[each, old] - _probabilities(base)[each, old]
             flips = np.flatnonzero(old != new)
             chosen = [int(row) for row in flips[np.argsort(change[flips], kind="stable")][:most]]
-            told = [tuple(self._label(values[r]) for values in (self.labels, old, new)) for r in chosen]
+            words = [tuple(self._label(values[r]) for values in (self.labels, old, new)) for r in chosen]
         rows = [
-            (int(self.positions[r]), self._text(r), *words, float(change[r]))
-            for r, words in zip(chosen, told, strict=True)
+            (int(self.positions[r]), self._text(r), *values, float(change[r]))
+            for r, values in zip(chosen, words, strict=True)
         ]
         return pd.DataFrame(rows, columns=columns)
 
@@ -282,42 +285,36 @@ class Evaluation:
         """
         rows = []
         for layer, site in self.places:
-            found = self.score(frozenset(self.places) - {(layer, site)})
-            told = {
-                "score": found.value,
-                "difference": found.difference,
-                "low": found.low,
-                "high": found.high,
-            }
-            rows.append({"layer": layer, "site": site, **told, "n": found.n})
-        return pd.DataFrame(rows)
+            score = self.score(frozenset(self.places) - {(layer, site)})
+            rows.append((layer, site, score.value, score.difference, score.low, score.high, score.n))
+        return pd.DataFrame(rows, columns=["layer", "site", "score", "difference", "low", "high", "n"])
 
     def leaving_out(self) -> Generator[tuple[str, float], None, dict[LayerSite, float]]:
-        """The differences of `leave_one_out` by place; as it goes, what it does and its share of the whole."""
-        found: dict[LayerSite, float] = {}
+        """The differences of `leave_one_out` by place, a batch per step; yields a description and the share done."""
+        differences: dict[LayerSite, float] = {}
         for place in self.places:
             without = frozenset(self.places) - {place}
             for _ in self.steps(without):
-                yield f"leaving out one part at a time on {self.name}", len(found) / len(self.places)
-            found[place] = self.score(without).difference
-        return found
+                yield f"leaving out one part at a time on {self.name}", len(differences) / len(self.places)
+            differences[place] = self.score(without).difference
+        return differences
 
     def greedy(self) -> Iterator[int]:
-        """Layers in the order of backward elimination on these rows: each time the one that the score misses least.
+        """Backward elimination on these rows: each time, remove the layer whose removal costs the score least.
 
-        Equal scores go to the smaller loss, then to the lower layer, as in `studies.layers.greedy_elimination`. An
-        iterator, for every layer takes as many evaluations as there are layers left.
+        Ties go to the smaller loss, then to the lower layer, as in `studies.layers.greedy_elimination`. An iterator,
+        because each layer takes as many evaluations as there are layers left.
         """
         kept = sorted({layer for layer, _ in self.places})
         while kept:
-            found = {layer: self.score([other for other in kept if other != layer]) for layer in kept}
-            gone = max(kept, key=lambda layer: (found[layer].value, -found[layer].loss, -layer))
-            kept.remove(gone)
-            yield gone
+            scores = {layer: self.score([other for other in kept if other != layer]) for layer in kept}
+            removed = max(kept, key=lambda layer: (scores[layer].value, -scores[layer].loss, -layer))
+            kept.remove(removed)
+            yield removed
 
 
 def compare(metric: str, now: np.ndarray, base: np.ndarray, labels: np.ndarray) -> Score:
-    """Two sets of logits [rows, outputs] on the same rows."""
+    """Compare two sets of logits [rows, outputs] on the same rows."""
     regression = metric in ("pearson", "spearman")
     value, full = (scoring.score((metric,), logits, labels) for logits in (now, base))
     low, high = paired_interval(metric, now, base, labels)

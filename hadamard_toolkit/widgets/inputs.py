@@ -1,4 +1,4 @@
-"""What the pruner is given, made into evaluations; and code that makes the same without a screen."""
+"""Turns the arguments of `LayerPruner` into evaluations, and a pruning state into code that gives the same scores."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hadamard_toolkit.widgets.pruning_state import PruningState
 
 
 def subjects(
-    given: Any, task: Task | str | None, tokenizer: Any, spec: RunSpec | None, **options: Any
+    argument: Any, task: Task | str | None, tokenizer: Any, spec: RunSpec | None, **options: Any
 ) -> tuple[list[Evaluation], list[RunSpec | None], list[Path | None]]:
-    """Evaluations, specs and stores of what the pruner is given."""
-    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Attachment):
-        model, attachment = given
+    """Evaluations, specs and stores (None for an attachment) of the first argument of `LayerPruner`."""
+    if isinstance(argument, tuple) and len(argument) == 2 and isinstance(argument[1], Attachment):
+        model, attachment = argument
         if attachment.model is not model:
             raise ArgumentError(
                 "model_or_run=(model, attachment) is not allowed: that attachment is on another model"
             )
-        given = attachment
-    if isinstance(given, Attachment):
+        argument = attachment
+    if isinstance(argument, Attachment):
         if task is None or tokenizer is None:
             raise ArgumentError(
                 "task and tokenizer are needed beside an attachment; a stored run knows its own"
@@ -39,30 +39,32 @@ def subjects(
             from hadamard_toolkit.tasks.registry import load_task
 
             task = load_task(task)
-        return [Evaluation(given, task, tokenizer, **options)], [spec], [None]
-    runs = [given] if isinstance(given, Run) else list(given) if isinstance(given, Sequence) else []
+        return [Evaluation(argument, task, tokenizer, **options)], [spec], [None]
+    runs = (
+        [argument] if isinstance(argument, Run) else list(argument) if isinstance(argument, Sequence) else []
+    )
     if not runs or not all(isinstance(run, Run) for run in runs):
         raise ArgumentError(
-            f"model_or_run={given!r} is not allowed; give a Run, several, an Attachment, or (model, attachment)"
+            f"model_or_run={argument!r} is not allowed; give a Run, several, an Attachment, or (model, attachment)"
         )
     if task is not None or tokenizer is not None or spec is not None:
         raise ArgumentError("task, tokenizer and spec belong to an attachment; a stored run knows its own")
     repeated = len({run.spec.task for run in runs}) < len(runs)
-    found = []
+    evaluations = []
     for run in runs:
         name = f"{run.spec.task} ({run.key[:6]})" if repeated else run.spec.task
         if run.folder is None and run.attachment is not None:
             raise ArgumentError(
                 "this run was not stored; give its attachment, or run(spec, store) and store.run(key)"
             )
-        found.append(Evaluation.of_run(run, name=name, **options))
-    return found, [run.spec for run in runs], [run.store for run in runs]
+        evaluations.append(Evaluation.of_run(run, name=name, **options))
+    return evaluations, [run.spec for run in runs], [run.store for run in runs]
 
 
 def profile_of(specs: Sequence[RunSpec | None]) -> str | None:
-    """What `plotting.save` calls a figure of these runs: `smoke` where one saw no more rows than a smoke run does.
+    """The profile of a figure of these runs: `smoke` if one of them saw no more rows than a smoke run, else `runs`.
 
-    None leaves it to `save`: where `$HADAMARD_PROFILE` says it, and for an attachment whose training is not known.
+    None, which leaves it to `plotting.save`, if `$HADAMARD_PROFILE` is set or the training of an attachment is unknown.
     """
     if os.environ.get("HADAMARD_PROFILE") or None in specs:
         return None

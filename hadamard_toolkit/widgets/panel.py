@@ -1,4 +1,4 @@
-"""The controls of the pruner: widgets that bear their values, and names for what they ask. No model, no state."""
+"""The controls of the pruner: widgets with their values, and the name of what each one asks for. No model, no state."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SITE_NAMES = {
 
 
 class Handler(Protocol):
-    """Who answers to the controls."""
+    """Does what the controls ask for."""
 
     def handle(self, name: str, value: Any = None) -> None: ...
 
 
 class Panel:
-    """`box` is what is shown. `sync(state)` sets the controls, the `show_…` methods the words; it decides nothing."""
+    """The view in `box`: `sync(state)` sets the controls, the `show_…` methods the texts. It decides nothing."""
 
     def __init__(self, state: PruningState, handler: Handler) -> None:
         self._handler, self._syncing = handler, False
@@ -172,7 +172,7 @@ class Panel:
     # showing ---------------------------------------------------------------------------------------------------
 
     def sync(self, state: PruningState) -> None:
-        """Set every control to `state`, asking for nothing."""
+        """Set every control to `state` without asking the handler for anything."""
         self._syncing = True
         try:
             self.range.value = state.range_text
@@ -201,9 +201,9 @@ class Panel:
         for site, rows in table.groupby("site"):
             largest = {kind: float(rows[kind].max()) for kind in ("weight", "bias", "importance")}
             for layer in rows["layer"].unique():
-                own, place = rows[rows["layer"] == layer], (int(layer), str(site))
-                listed: list[dict[str, Any]] = own.to_dict("records")
-                bars = views.evidence(listed, largest, kept=place in state.kept)
+                place = int(layer), str(site)
+                tasks: list[dict[str, Any]] = rows[rows["layer"] == layer].to_dict("records")
+                bars = views.evidence(tasks, largest, kept=place in state.kept)
                 self._rows[place[0]]["sites"][place][1].value = bars
 
     def show_numbers(self, html: str) -> None:
@@ -223,11 +223,11 @@ class Panel:
         self._code.layout.display = "" if self.code.value else "none"
 
     def say(self, text: str, *, error: bool = False) -> None:
-        """A line under the numbers; empty takes it away."""
+        """Show a line under the numbers; an empty text removes it."""
         self._message.value = views.message(text, error=error)
 
     def progress(self, text: str, share: float | None) -> None:
-        """A bar with words, and a button that stops it; empty takes both away."""
+        """Show a progress bar with `text` and enable Cancel; an empty text ends both."""
         self._progress.value = views.progress(text, share) if text else ""
         self.cancel.disabled = not text
         for button in (self.retrain, self.ablate, self.use):

@@ -1,4 +1,4 @@
-"""`LayerPruner`: the widget. It shows a `PruningState` and what an `Evaluation` says of it, and passes events on."""
+"""`LayerPruner`, the widget: shows a `PruningState` with its scores, and turns what is pressed into events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     Subject = Run | Attachment | tuple[PreTrainedModel, Attachment]
 
 PROCESS_LOOK = 0.2  # seconds between looks at a retraining
-OPENING = 4.0  # seconds of opening for preparing flips; a large model does the rest while nothing happens
+OPENING = 4.0  # most seconds that opening spends on preparing flips; the rest is done while nothing happens
 
 
 class LayerPruner(widgets.VBox):
@@ -76,12 +76,12 @@ class LayerPruner(widgets.VBox):
     reference: a store with measured removals, for the preset `consensus` (default: the store of the first run).
     spec: of an attachment, what it was trained by; retraining needs it.
     figures: folder of exported figures, see `ht.plotting.save`.
-    ahead: whether the next flip is prepared: on opening by what the upper layers read with the lowest off (about two
-        passes over the model, 4 seconds at most), then, while nothing else happens, by the scores one flip away.
+    ahead: whether to prepare the next flip: on opening, what the upper layers read with the lowest ones off (about two
+        passes over the model, 4 seconds at most); then, while nothing else happens, the scores one flip away.
 
-    Switching takes nothing away for good: the model is as it was after every evaluation, also after an error. `state`
-    is the `PruningState` shown, `apply(event)` changes it, `settle()` waits for the numbers, `scores()` are these.
-    An error in a callback is shown in the view; under pytest, or with `HADAMARD_DEBUG=1`, it is raised too.
+    Switching changes nothing for good: after every evaluation, and after an error, the model is as it was. `state` is
+    the `PruningState` shown, `apply(event)` changes it, `settle()` waits for the scores, `scores()` returns them. An
+    error in a callback is shown in the view; under pytest, or with `HADAMARD_DEBUG=1`, it is raised as well.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class LayerPruner(widgets.VBox):
         self.close()
 
     def close(self) -> None:
-        """Take the widget down: nothing computes any more, a retraining is cancelled, the model is as it was."""
+        """Close the widget: stop all work, cancel a retraining, leave the model as it was."""
         if getattr(self, "_closed", True):
             return
         self._closed = True
@@ -155,7 +155,7 @@ class LayerPruner(widgets.VBox):
     # state -----------------------------------------------------------------------------------------------------
 
     def apply(self, event: Event) -> PruningState:
-        """Apply `event` to the state, show it, and see to its score; the new state."""
+        """Apply `event` to the state, show the new state, have it scored, and return it."""
         after = self.state.apply(event)
         if after != self.state:
             self.state = after
@@ -169,7 +169,7 @@ class LayerPruner(widgets.VBox):
         return self.state
 
     def preset(self, name: str, k: int | None = None) -> PruningState:
-        """Keep what a rule says: one of `pruning_state.PRESETS`, `"greedy"` or `"consensus"`, with k layers."""
+        """Keep the k layers that a rule chooses: one of `pruning_state.PRESETS`, `"greedy"` or `"consensus"`."""
         if name == "greedy":
             self._greedily(k)
         elif name == "consensus":
@@ -182,7 +182,7 @@ class LayerPruner(widgets.VBox):
         return self.state
 
     def _last(self, order: Sequence[int], k: int | None) -> tuple[int, ...]:
-        """The k layers that an order of removal leaves to the end."""
+        """The k layers that come last in an order of removal."""
         count = len(self.state.layers) if k is None else k
         return tuple(sorted(order[len(order) - count :]))
 
@@ -198,7 +198,7 @@ class LayerPruner(widgets.VBox):
     # numbers ---------------------------------------------------------------------------------------------------
 
     def settle(self) -> Self:
-        """Wait for the score of the state shown, if it is still to come."""
+        """Compute the score of the state shown, if it is not known yet, and show it."""
         for evaluation in self.evaluations:
             evaluation.score(self.state.kept)
         self._draw()
@@ -210,11 +210,11 @@ class LayerPruner(widgets.VBox):
         return tables.score_table(self.evaluations, self.state.kept)
 
     def evidence(self) -> pd.DataFrame:
-        """What is known of every part, task by task: see `evidence.evidence_table`; `without` once it was asked for."""
+        """What is known of every part, by task: see `evidence.evidence_table`; `without` after `leave_one_out`."""
         return tables.evidence_of_tasks(self.evaluations, self._without)
 
     def leave_one_out(self) -> None:
-        """Compute what the score misses without each part, and show it beside its switch."""
+        """Compute the change in score without each part, and show it beside its switch."""
 
         def work() -> Steps:
             for index, evaluation in enumerate(self.evaluations):
@@ -223,7 +223,7 @@ class LayerPruner(widgets.VBox):
         self._background.start(work(), lambda: self._guard(self._draw))
 
     def _greedily(self, k: int | None) -> None:
-        """Backward elimination on the first task's rows, then the k layers that stay longest."""
+        """Backward elimination on the first task's rows, then keep the k layers that were removed last."""
 
         def work() -> Steps:
             if "greedy" not in self._orders:
@@ -235,7 +235,7 @@ class LayerPruner(widgets.VBox):
         self._background.start(work(), lambda: self._guard(keep))
 
     def _later(self) -> None:
-        """Score what is shown: bit by bit on the kernel's loop, so that events come between; else at once."""
+        """Score the state shown: in steps where a loop runs, so that events come between; else at once."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -259,18 +259,18 @@ class LayerPruner(widgets.VBox):
     # retraining ------------------------------------------------------------------------------------------------
 
     def pruned_specs(self) -> list[RunSpec]:
-        """What a retraining of the state shown would run, a spec per task."""
-        found = []
+        """The specs that `retrain` runs, one per task."""
+        specs = []
         for evaluation, spec in zip(self.evaluations, self.specs, strict=True):
             if spec is None:
                 raise ArgumentError(
                     f"spec=None is not allowed here: retraining {evaluation.name} needs what it was trained by"
                 )
-            found.append(replace(spec, adapter=pruned_adapter(spec.adapter, self.state)))
-        return found
+            specs.append(replace(spec, adapter=pruned_adapter(spec.adapter, self.state)))
+        return specs
 
     def retrain(self) -> None:
-        """Train what is kept anew, task by task, in another process, and show its score on the same rows."""
+        """Train what is kept from scratch, task by task, in another process; show its score on the same rows."""
         specs, state = self.pruned_specs(), self.state
 
         def work() -> Steps:
@@ -293,22 +293,22 @@ class LayerPruner(widgets.VBox):
         self._background.start(work(), lambda: self._guard(self._draw), pause=PROCESS_LOOK)
 
     def cancel(self) -> None:
-        """Stop what is going on: a retraining, a greedy search, leaving out one by one."""
+        """Stop the work in progress: a retraining, a greedy search, or leaving out one by one."""
         self._background.stop()
         if self._job is not None:
             self._job.cancel()
 
     def _progress(self, text: str, share: float | None) -> None:
         self.panel.progress(text, share)
-        if share is None:  # the end, however it came
+        if share is None:  # the work has ended, one way or another
             self._job = None
             if not self._closed:
                 self._later()
 
-    # taking it away --------------------------------------------------------------------------------------------
+    # exporting -------------------------------------------------------------------------------------------------
 
     def code(self) -> str:
-        """Python that gives the same score without a screen, and the call that would retrain."""
+        """Python code that gives the same scores without a widget, with the call that would retrain as a comment."""
         return headless_code(self.state, self.evaluations, self.specs, self._sources, self._rows, self._store)
 
     def table(self) -> pd.DataFrame:
@@ -316,11 +316,11 @@ class LayerPruner(widgets.VBox):
         return tables.figure_table(self.evidence(), self.scores(), self.state.kept)
 
     def figure(self, *, venue: str | None = None) -> Figure:
-        """What one sees, as a figure for a page."""
+        """The state shown, as a figure for a paper."""
         return pruned_layers(self.table(), venue=venue)
 
     def export(self, name: str = "pruned_layers", *, folder: str | Path | None = None) -> Saved:
-        """Write that figure through `ht.plotting.save`, and say where."""
+        """Write that figure with `ht.plotting.save`, and show where it went."""
         notes = {"kept": self.state.range_text, "runs": [spec.key for spec in self.specs if spec is not None]}
         folder, profile = folder or self._figures, profile_of(self.specs)
         saved = save(self.figure(), name, table=self.table(), folder=folder, profile=profile, notes=notes)
@@ -332,19 +332,19 @@ class LayerPruner(widgets.VBox):
     # view ------------------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
-        """Show the state and the best numbers at hand: the score, else a preview marked as such."""
+        """Show the state with its scores, or with previews marked as such."""
         kept = self.state.kept
         rows = []
         for index, evaluation in enumerate(self.evaluations):
             score, status = evaluation.at_hand(kept)
-            retrained, told = self._retrained.get(index, (None, ""))
+            retrained, run = self._retrained.get(index, (None, ""))
             rows.append(
                 {
                     "task": evaluation.name,
                     "score": score,
                     "status": status,
                     "retrained": retrained,
-                    "retrained_as": told,
+                    "retrained_as": run,
                 }
             )
         self.panel.show_numbers(views.numbers(rows, self.state.range_text))
@@ -362,7 +362,7 @@ class LayerPruner(widgets.VBox):
         self.panel.sync(self.state)
 
     def _guard(self, action: Callable[[], object]) -> None:
-        """Every callback goes through here: what fails is said in the view, and raised under test."""
+        """Run a callback; an error is shown in the view, and raised under test."""
         try:
             action()
         except Exception as error:
@@ -375,7 +375,7 @@ class LayerPruner(widgets.VBox):
             raise error
 
     def handle(self, name: str, value: Any = None) -> None:
-        """What a control of the panel asks for, by its name."""
+        """Do what a control of the panel asks for by its name."""
         actions: dict[str, Callable[[], object]] = {
             "undo": lambda: self.apply(Undo()),
             "redo": lambda: self.apply(Redo()),

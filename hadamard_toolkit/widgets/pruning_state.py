@@ -1,4 +1,4 @@
-"""What the layer pruner is about, without a screen: which parts of an adapter are kept, and how that came to be.
+"""The state of the layer pruner without a widget: which parts of an adapter are kept, and the history of that.
 
 A `PruningState` is immutable and hashable. An event goes in, a new state comes out; nothing here knows a model.
 """
@@ -202,7 +202,7 @@ class PruningState:
             case Threshold(value):
                 check_range("threshold", value, above=-math.inf, below=math.inf)
                 pairs = zip(self.places, self.importance, strict=True)
-                return self._to(frozenset(p for p, own in pairs if own >= value), float(value))
+                return self._to(frozenset(place for place, number in pairs if number >= value), float(value))
             case Preset(name, k):
                 return self._to(self._named(self._chosen(name, k)))
         raise ArgumentError(
@@ -353,9 +353,9 @@ def parse_range(text: str, places: Collection[LayerSite]) -> frozenset[LayerSite
         ends = [end.strip() for end in span.split("-")]
         numbers = [int(end) for end in ends if end.isascii() and end.isdigit()]
         if len(numbers) != len(ends) or len(ends) > 2:
-            said = f"{piece.strip()!r} is no layer" if piece.strip() else "a piece between commas is empty"
+            problem = f"{piece.strip()!r} is no layer" if piece.strip() else "a piece between commas is empty"
             raise ArgumentError(
-                f"layers={text!r} is not allowed: {said}; write layers and ranges such as 0-3,7, or all, or none"
+                f"layers={text!r} is not allowed: {problem}; write layers and ranges such as 0-3,7, or all, or none"
             )
         first, last = numbers[0], numbers[-1]
         if first > last:
@@ -367,14 +367,14 @@ def parse_range(text: str, places: Collection[LayerSite]) -> frozenset[LayerSite
                 f"layers={text!r} is not allowed: there is no layer {outside[0]}; layers go from {low} to {high}"
             )
         site = site.strip()
-        found = {p for p in places if first <= p[0] <= last and (not colon or p[1] == site)}
-        if not found:
+        named = {p for p in places if first <= p[0] <= last and (not colon or p[1] == site)}
+        if not named:
             sites = ", ".join(sorted({s for _, s in places}))
-            said = (
+            problem = (
                 f"there is no site {site!r}; sites are {sites}" if colon else f"layer {first} carries nothing"
             )
-            raise ArgumentError(f"layers={text!r} is not allowed: {said}")
-        chosen |= found
+            raise ArgumentError(f"layers={text!r} is not allowed: {problem}")
+        chosen |= named
     return frozenset(chosen)
 
 

@@ -58,7 +58,7 @@ _COPY = (
 
 
 def number(value: float, *, sign: bool = False) -> str:
-    """Four digits behind the point, a real minus sign, `—` for none."""
+    """Four decimals with a true minus sign; `—` for NaN."""
     if value != value:
         return "—"
     text = f"{value:+.4f}" if sign else f"{value:.4f}"
@@ -71,7 +71,7 @@ def short(value: float) -> str:
 
 
 def difference(score: Score) -> str:
-    """Pruned minus unpruned with its interval, or that nothing changed."""
+    """Pruned minus unpruned with its interval, or a note that no prediction changed."""
     if math.isnan(score.low):
         return "no prediction changed"
     interval = f"[{number(score.low, sign=True)}, {number(score.high, sign=True)}]"
@@ -139,10 +139,10 @@ def numbers(rows: Iterable[Mapping[str, Any]], kept: str) -> str:
 
 
 def _score_row(task: str, score: Score, status: str) -> str:
-    told = [score.metric, number(score.full), number(score.value), difference(score), flipped(score)]
+    values = [score.metric, number(score.full), number(score.value), difference(score), flipped(score)]
     cells = "".join(
         f'<td{_kind(name)} data-name="{name}">{escape(cell)}</td>'
-        for name, cell in zip(_COLUMNS, [task, *told, status], strict=True)
+        for name, cell in zip(_COLUMNS, [task, *values, status], strict=True)
     )
     stale = "" if status.startswith(("up to date", "run ")) else ' class="stale"'
     return f"<tr{stale}>{cells}</tr>"
@@ -171,15 +171,15 @@ def flips(tables: Mapping[str, pd.DataFrame], totals: Mapping[str, int | None]) 
     for task, table in tables.items():
         total = totals[task]
         if total is None:
-            said = (
+            text = (
                 f"{escape(task)}: the {len(table)} largest changes"
                 if len(table)
                 else f"{escape(task)}: no change"
             )
         else:
             more = f", the {len(table)} surest shown" if total > len(table) else ""
-            said = f"{escape(task)}: {total} predictions flipped{more}"
-        parts.append(f"<p>{said}</p>")
+            text = f"{escape(task)}: {total} predictions flipped{more}"
+        parts.append(f"<p>{text}</p>")
         if len(table):
             body = "".join(
                 f'<tr><td>{row.row}</td><td class="words">{escape(str(row.text))}</td><td>{escape(str(row.label))}</td>'
@@ -195,7 +195,7 @@ def flips(tables: Mapping[str, pd.DataFrame], totals: Mapping[str, int | None]) 
 
 
 def code(text: str) -> str:
-    """Code with a button that copies it, where the browser lets one."""
+    """Code with a button that copies it to the clipboard, if the browser allows that."""
     rows = min(16, text.count("\n") + 1)
     area = f'<textarea class="hp" readonly rows="{rows}" aria-label="Code">{escape(text)}</textarea>'
     return f'<div>{area}<br><button class="hp" type="button" onclick="{escape(_COPY)}">Copy</button></div>'
@@ -210,13 +210,13 @@ def message(text: str, *, error: bool = False) -> str:
 
 
 def progress(text: str, share: float | None) -> str:
-    """A bar, without an end where none is known."""
+    """A progress bar; without a known share it shows that something is going on."""
     value = "" if share is None else f' value="{share:.3f}" max="1"'
     return f'<p role="status"><progress{value} aria-label="{escape(text)}"></progress> {escape(text)}</p>'
 
 
 def near(folder: Path) -> str:
-    """A folder from here, where it lies below."""
+    """A folder relative to the working folder, if it lies below it."""
     try:
         return str(folder.resolve().relative_to(Path.cwd().resolve()))
     except ValueError:

@@ -87,6 +87,7 @@ def test_hadamard_is_marked_at_attention_output_and_its_norm_with_its_formula() 
     assert dark(figure) == {"attention_output", "attention_norm"}
     assert beside(figure) == ["weight and bias are trained", "A′ = W ⊙ A + b"]
     assert "Hadamard() attaches" in figure.texts[0].get_text()
+    assert "also trains" not in figure.texts[0].get_text()
     before = sites(ht.Hadamard(placement="attention_heads", vectors=("weight",), norm=None))
     assert dark(before) == {"attention_heads"}
     assert beside(before) == ["A′ = W ⊙ A"]

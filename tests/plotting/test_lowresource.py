@@ -77,7 +77,8 @@ def test_every_run_has_a_small_mark_and_few_seeds_claim_no_deviation() -> None:
 def test_what_one_answer_for_all_rows_scores_is_a_dotted_line() -> None:
     figure = score_against_rows(curves().assign(constant=0.51))
     for axis in panels(figure):
-        assert [0.51, 0.51] in [list(line.get_ydata()) for line in axis.lines]
+        [level] = [line for line in axis.lines if list(line.get_ydata()) == [0.51, 0.51]]
+        assert level.get_linestyle() == "--", "a pattern of its own, not a solid line"
         assert axis.get_ylim()[0] < 0.51
     assert "Dotted: one answer for all rows" in note(figure)
     unknown = score_against_rows(curves().assign(constant=np.nan))

@@ -143,6 +143,10 @@ def test_flipped_examples(evaluation: Evaluation) -> None:
     assert (table["before"] != table["after"]).all()
     assert table["change"].is_monotonic_increasing
     assert (table["change"] < 0).all(), "the old class has become less likely"
+    before, after = (torch.from_numpy(evaluation.logits(k)).softmax(1) for k in (range(3), kept))
+    rows = [list(evaluation.positions).index(row) for row in table["row"]]
+    expected = [(after[row] - before[row])[before[row].argmax()] for row in rows]
+    np.testing.assert_allclose(table["change"], expected, rtol=1e-5)
     rows = tiny_task().splits["test"]
     for row in table.itertuples():
         assert row.text == rows[int(row.row)]["text"]  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ def test_every_control_moves_the_one_state(pruner: LayerPruner) -> None:
     panel.switch(1).value = False
     assert pruner.state.range_text == panel.range.value == "0,2"
     assert panel.switch(1).description == "Layer 1: pruned"
+    struck = [layer for layer in range(3) if "hp-pruned" in panel.switch(layer)._dom_classes]
+    assert struck == [1], "what is pruned is struck through"
     assert panel.switch(1, "attention_norm").description == "L1 norm: pruned"
     panel.switch(1, "attention_norm").value = True
     assert pruner.state.range_text == "0,2,1:attention_norm"
@@ -206,3 +208,10 @@ def below(widget: Widget) -> Iterator[Widget]:
     yield widget
     for child in getattr(widget, "children", ()):
         yield from below(child)
+
+
+def test_a_figure_of_an_attachment_names_no_runs(tmp_path: Path) -> None:
+    attachment = ht.attach(tiny_bert(), ht.Hadamard())
+    with LayerPruner(attachment, tiny_task(), tokenizer=tiny_tokenizer(), figures=tmp_path) as pruner:
+        record = json.loads(pruner.export().json.read_text())
+    assert record["notes"] == {"kept": "0-2", "runs": []}

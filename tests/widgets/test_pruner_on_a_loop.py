@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import pruner as module
@@ -166,5 +168,48 @@ def test_on_a_loop_every_task_is_scored(store: RunStore, tmp_path: Path) -> None
         for row, run in zip(shown(pruner), runs, strict=True):
             assert row[3] == views.number(Evaluation.of_run(run).score((0, 2)).value)
         pruner.close()
+
+    asyncio.run(session())
+
+
+class NeverDone:
+    """Stands for a retraining in another process that goes on until it is cancelled."""
+
+    progress = ("stage two", 0.25)
+    cancelled = False
+
+    def __init__(self, *_: object) -> None:
+        self.begun.append(self)
+
+    begun: ClassVar[list[NeverDone]] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.cancelled
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def result(self) -> None:
+        return None
+
+
+def test_cancel_and_close_end_a_retraining(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Retraining", NeverDone)
+    monkeypatch.setattr(module, "PROCESS_LOOK", 0.01)
+
+    async def session() -> None:
+        for end in ("cancel", "close"):
+            with LayerPruner(run, store=tmp_path / "runs", ahead=False) as pruner:
+                pruner.retrain()
+                await until(
+                    lambda pruner=pruner: "retraining sst2: stage two" in pruner.panel._progress.value
+                )
+                with pytest.raises(ArgumentError, match="something is going on already"):
+                    pruner.leave_one_out()
+                getattr(pruner, end)()
+                assert NeverDone.begun[-1].cancelled
+                await until(lambda pruner=pruner: pruner.panel._progress.value == "")
+        assert len(NeverDone.begun) == 2
 
     asyncio.run(session())

@@ -194,6 +194,7 @@ def test_presets() -> None:
     assert state.apply(Preset("top-k", 3)).kept_layers == (5, 7, 11)
     six = PruningState.of(6)
     assert len(six.apply(Preset("paper")).kept_layers) == 4
+    assert len(PruningState.of(2).apply(Preset("paper")).kept_layers) == 1
     assert state.apply(Threshold(5)).kept_layers == (4, 5, 7, 8, 10, 11)
 
 
