@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError
+from hadamard_toolkit.errors import ArgumentError, DataError
 from tests.adapters.life import LABELS, shake
 from tests.architectures import tiny_batch, tiny_model
 
@@ -68,3 +68,40 @@ def test_a_copy_is_masked_in_values_and_gradients(
     assert not attachment.named_parameters()[NAME][:, 8:].any(), "the original is masked as before"
     attachment.model(**tiny_batch(), labels=LABELS).loss.backward()
     assert not attachment.named_parameters()[NAME].grad[:, 8:].any()  # type: ignore[index]
+
+
+def test_a_mask_holds_for_a_parameter_that_trains_only_later() -> None:
+    attachment = ht.attach(tiny_model("bert"), ht.LoRA(rank=2))
+    shake(attachment)
+    attachment.train_only("head")
+    attachment.mask({NAME: first(8)}, {"by": "hand"})
+    parameter = attachment.named_parameters()[NAME]
+    assert not parameter.requires_grad, "masking does not make it train"
+    attachment.train_only("adapter")
+    attachment.model(**tiny_batch(), labels=LABELS).loss.backward()
+    assert parameter.grad is not None
+    assert parameter.grad[:, :8].any()
+    assert not parameter.grad[:, 8:].any()
+
+
+def test_gradients_that_are_not_finite_do_not_reach_removed_entries() -> None:
+    attachment, _ = masked(kept_columns=8)
+    parameter = attachment.named_parameters()[NAME]
+    (parameter * torch.inf).sum().backward()
+    assert parameter.grad is not None
+    assert torch.isinf(parameter.grad[:, :8]).all()
+    assert torch.equal(parameter.grad[:, 8:], torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("adapter.layers.9.query.A", (2, 16), "'adapter.layers.9.query.A', which is not a parameter"),
+        (NAME, (16, 2), r"has shape \(16, 2\); this parameter has \(2, 16\)"),
+    ],
+)
+def test_a_mask_fits_a_parameter(name: str, shape: tuple[int, ...], message: str) -> None:
+    attachment = ht.attach(tiny_model("bert"), ht.LoRA(rank=2))
+    with pytest.raises(DataError, match=message):
+        attachment.mask({name: torch.ones(shape, dtype=torch.bool)}, {})
+    assert attachment.masking is None

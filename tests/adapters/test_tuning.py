@@ -79,5 +79,9 @@ def test_where_there_are_no_biases_bitfit_is_refused(architecture: str) -> None:
 def test_bad_fields() -> None:
     with pytest.raises(ArgumentError, match="norm='first' is not allowed; choose one of"):
         ht.LayerNormTuning(norm="first")
+    with pytest.raises(
+        ArgumentError, match=r"norm=None is not allowed; choose one of 'attention', 'output', 'both'$"
+    ):
+        ht.LayerNormTuning(norm=None)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="layers='first' is not allowed"):
         ht.LayerNormTuning(layers="first")
