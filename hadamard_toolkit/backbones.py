@@ -90,9 +90,8 @@ def load_backbone(
                 f"backbone {name!r} cannot be loaded (it needs config.json, safetensors weights and tokenizer files; "
                 f"nothing is ever unpickled): {_first_line(error)}"
             ) from error
-        tokenizer = read_tokenizer(
-            name, source, Path(source) if offline else _hub_snapshot(name), offline=offline
-        )
+        folder = Path(source) if offline else _hub_snapshot(name)
+        tokenizer = read_tokenizer(name, source, folder, offline=offline)
     _check_complete(name, model, report)
     _check_used(name, model, report["unexpected_keys"])
     if head != "masked-lm":
@@ -156,64 +155,37 @@ def backbone_provenance(name: str) -> dict[str, Any]:
     }
 
 
-# What a config says besides the backbone: who wrote it, and about the head, which is always a fresh one.
+# What these files say besides what the model computes: who wrote them, settings of the head, which is always a fresh
+# one, and settings that every call of a tokenizer makes anew.
 NOT_THE_BACKBONE = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
+    *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "problem_type"),
     "transformers_version",
 }
-_OF_THE_LAST_CALL = {
-    "padding",
-    "truncation",
-}  # a tokenizer keeps these in its file; every call sets them anew
-
-
-# What a tokenizer's settings say besides how text becomes ids: who wrote them, and what every call sets anew.
-_NOT_OF_THE_IDS = {
-    "added_tokens_decoder",
-    "auto_map",
-    "backend",
-    "chat_template",
-    "clean_up_tokenization_spaces",
-    "is_local",
-    "max_length",
-    "model_max_length",
-    "name_or_path",
-    "pad_to_multiple_of",
-    "padding_side",
-    "processor_class",
-    "special_tokens_map_file",
-    "stride",
-    "tokenizer_file",
-    "transformers_version",
-    "truncation_strategy",
+_IGNORED = {
+    "config.json": NOT_THE_BACKBONE,
+    "tokenizer.json": {"padding", "truncation"},
+    "tokenizer_config.json": {
+        *("added_tokens_decoder", "auto_map", "backend", "chat_template", "clean_up_tokenization_spaces"),
+        *("is_local", "max_length", "model_max_length", "name_or_path", "pad_to_multiple_of", "padding_side"),
+        *("processor_class", "special_tokens_map_file", "stride", "tokenizer_file", "transformers_version"),
+        "truncation_strategy",
+    },
 }
+_VOCABULARIES = {"vocab.txt", "vocab.json", "merges.txt"}
 
 
 def _meanings(folder: Path) -> dict[str, str]:
-    """SHA-256 of what config and tokenizer in `folder` say."""
-    found = {}
-    for name, ignored in (
-        ("config.json", NOT_THE_BACKBONE),
-        ("tokenizer.json", _OF_THE_LAST_CALL),
-        ("tokenizer_config.json", _NOT_OF_THE_IDS),
-    ):
+    """SHA-256 of what config and tokenizer in `folder` say, and of its vocabulary files."""
+    digests = {}
+    for name, ignored in _IGNORED.items():
         if (folder / name).is_file():
-            said = json.loads((folder / name).read_text("utf-8"))
-            told = {key: value for key, value in said.items() if key not in ignored}
-            found[name] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    vocabularies = [
-        path for path in folder.iterdir() if path.name in _VOCABULARIES or path.suffix == ".model"
-    ]
-    return found | {path.name: checked_sha256(path) for path in sorted(vocabularies)}
-
-
-_VOCABULARIES = {"vocab.txt", "vocab.json", "merges.txt"}
+            settings = json.loads((folder / name).read_text("utf-8"))
+            meaning = {key: value for key, value in settings.items() if key not in ignored}
+            digests[name] = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+    for path in sorted(folder.iterdir()):
+        if path.name in _VOCABULARIES or path.suffix == ".model":
+            digests[path.name] = checked_sha256(path)
+    return digests
 
 
 @contextmanager

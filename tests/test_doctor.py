@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -100,10 +101,19 @@ def test_doctor_names_a_cache_that_cannot_be_written_to(
     assert "cannot be written to (Not a directory); set HADAMARD_CACHE" in found
 
 
-def test_doctor_compares_versions_with_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = ["torch>=2.11,<3", "ray>=2.45; extra == 'ray'"]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)
-    monkeypatch.setattr(environment, "versions", lambda: {"torch": "1.13.0", "ray": "0.1"})
-    old, unbounded = doctor._packages()
-    assert (old.ok, old.text) == (False, "1.13.0, but <3,>=2.11 is needed")
-    assert unbounded.ok
+def test_doctor_compares_versions_with_the_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = "Metadata-Version: 2.1\nName: {}\nVersion: 1.0\n{}"
+    for name, needs in (("hadamard_toolkit", "torch<1"), ("another", "numpy<1")):
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        text = metadata.format(name, f"Requires-Dist: {needs}\n")
+        (tmp_path / f"{name}-1.0.dist-info" / "METADATA").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert cli.main(["doctor"]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("!!")]
+    assert re.search(
+        r"requirements +hadamard.toolkit 1\.0 has requirement torch<1, but you have torch 2", line
+    )
+    assert last == "broken: requirements"

@@ -162,6 +162,6 @@ def test_glue_from_the_hub(visit: tuple[dict, list[str], float]) -> None:
 
 def test_a_task_in_no_place_names_every_place_tried(visit: tuple[dict, list[str], float]) -> None:
     error = visit[0]["errors"]["rte"]
-    assert error.startswith("DataError: task 'rte' is nowhere to be found")
+    assert error.startswith("DataError: task 'rte' was not found")
     assert "HADAMARD_DATA" in error
     assert "nyu-mll/glue" in error

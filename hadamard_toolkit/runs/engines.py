@@ -31,8 +31,11 @@ class WorkerError(ToolkitError, RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one spec: `done`, `failed` (with the reason), `outdated` (a run is there, but made from other
-    content than lies here) or `elsewhere` (another process has it)."""
+    """What became of one spec.
+
+    `status` is `present`, `done`, `failed` (with the reason), `outdated` (a run is there, but made from other content
+    than is here) or `elsewhere` (another process is doing it).
+    """
 
     spec: RunSpec
     status: str
@@ -52,7 +55,7 @@ def attempt(bank: Bank, store: RunStore) -> list[Attempt]:
         for spec in bank.specs:
             try:
                 if not claims.enter_context(store.claim(spec)):
-                    attempts.append(Attempt(spec, "elsewhere", "another process is at it"))
+                    attempts.append(Attempt(spec, "elsewhere", "another process is doing it"))
                 elif spec in store:
                     attempts.append(Attempt(spec, "done"))
                 else:
@@ -143,7 +146,7 @@ def _inline(banks: list[Bank], store: RunStore, workers: int | None) -> Iterator
 
 _GUARD = (
     "a worker imports the script that sweeps, so the script must guard its sweep with "
-    "`if __name__ == \"__main__\":`; what a worker said stands above. Guard it, or use engine='inline'"
+    "`if __name__ == \"__main__\":`; the error of a worker is printed above. Guard it, or use engine='inline'"
 )
 
 
@@ -203,7 +206,7 @@ def _alone(spec: RunSpec, store: RunStore, devices: int) -> Attempt:
 
 @contextmanager
 def _workers(size: int, devices: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool; where the block is interrupted, its workers end at once instead of finishing the runs in hand."""
+    """A pool whose workers end at once, without finishing their runs, when the block is interrupted."""
     others = set(multiprocessing.active_children())
     pool = _pool(size, devices)
     try:

@@ -16,8 +16,8 @@ from hadamard_toolkit.runs.reference import REFERENCE
 from hadamard_toolkit.runs.spec import RunSpec, canonical_json
 from hadamard_toolkit.runs.store import COLUMNS, RunStore
 
-# What two runs must share for the time of one to say something of the other, the closest first, and in words how
-# they then differ.
+# The columns that two runs must share for the time of one to predict that of the other, the closest match first, and
+# how such runs differ, in words.
 LIKE = {
     ("backbone", "task", "adapter", "sparsity", "protocol"): "runs with another seed",
     ("backbone", "task", "protocol"): "runs of other methods",
@@ -81,12 +81,12 @@ def estimate(specs: Iterable[RunSpec], store: RunStore) -> Estimate:
     }
     total, unknown, rests_on = 0.0, 0, dict.fromkeys(LIKE.values(), 0)
     for spec in specs:
-        own = _described(spec)
+        described = _described(spec)
         for columns, what in LIKE.items():
-            found = medians[columns].get(tuple(own[column] for column in columns))
-            size = own["work"] if columns == SCALED else 1
-            if found is not None and size is not None:
-                total += float(found) * size
+            median = medians[columns].get(tuple(described[column] for column in columns))
+            size = described["work"] if columns == SCALED else 1
+            if median is not None and size is not None:
+                total += float(median) * size
                 rests_on[what] += 1
                 break
         else:
@@ -120,6 +120,6 @@ def _described(spec: RunSpec) -> dict[str, Any]:
 
 
 def _work(protocol: Mapping[str, Any], rows: int | None) -> float | None:
-    """Rows times epochs, those of the head's own stage among them; None where all rows of a task are asked for."""
+    """Rows times epochs, including those of the head's own stage; None where the protocol takes all rows of a task."""
     first = protocol["head_epochs"] if protocol["head"] == "first-then-frozen" else 0
     return None if rows is None else float(rows * (protocol["epochs"] + first))

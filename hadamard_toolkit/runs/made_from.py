@@ -58,7 +58,7 @@ class Here:
         if name not in self._backbones:
             try:
                 self._backbones[name] = backbone_provenance(name)
-            except Exception:  # whatever a folder or the hub's cache has to say: there is nothing to compare
+            except Exception:  # of a folder or the hub's cache: there is nothing to compare
                 self._backbones[name] = None
         return self._backbones[name]
 

@@ -84,10 +84,9 @@ class Run:
     def restore(self, *, data: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachment]:
         """A fresh backbone with the stored adapter, norms and head: (model, tokenizer, attachment).
 
-        Needs the run's folder. A backbone that was pretrained further for the run comes from the cache, or is made
-        again. Raises `DataError` where the weights were not kept (full fine-tuning), or that backbone is out of reach,
-        or where backbone or data here are not those that the run was made from. With `data=False` the data may be
-        others: for one who wants the model only.
+        A backbone that was pretrained further for the run comes from the cache, or is made again. Raises `DataError`
+        where the weights were not kept (full fine-tuning), where that backbone is out of reach, and where backbone or
+        data here are not those that the run was made from. With `data=False` the data are not compared.
         """
         from hadamard_toolkit.adapters.loading import load_attachment
         from hadamard_toolkit.backbones import load_backbone
@@ -108,7 +107,7 @@ class Run:
                 model, self.spec.backbone, self.spec.task, steps, self.info["meta_info"]["pretraining"]
             )
         with warnings.catch_warnings():
-            # that an older file knows only a part of its backbone: all of it was compared above
+            # An older file knows only a part of its backbone; all of it was compared above.
             warnings.filterwarnings("ignore", message=".*was saved by an older version", category=UserWarning)
             return model, tokenizer, load_attachment(model, folder)
 
@@ -141,18 +140,23 @@ def write_run(run: Run, folder: Path, *, keep: str) -> None:
     """Write all files of `run` into the existing `folder`; `keep` is that of `RunStore`."""
     if run.attachment is None:
         raise ArgumentError("only a freshly trained run can be written; this one was read from a store")
-    kept = keep == "everything" or (keep != "nothing" and not whole_model(run.attachment))
-    if kept and keep == "vectors":
-        kept = not any(tensor.ndim > 1 for tensor in run.attachment.parameters("adapter"))
-    run.info["run_info"]["weights"] = KEPT if kept else NOT_KEPT[keep]
-    if kept:
+    matrices = any(tensor.ndim > 1 for tensor in run.attachment.parameters("adapter"))
+    left_out = {
+        "adapters": whole_model(run.attachment),
+        "vectors": matrices or whole_model(run.attachment),
+        "everything": False,
+        "nothing": True,
+    }[keep]
+    run.info["run_info"]["weights"] = NOT_KEPT[keep] if left_out else KEPT
+    if not left_out:
         run.attachment.save(folder)
     elif run.attachment.masking is not None:
         from hadamard_toolkit.adapters.masking import write_masks
 
         write_masks(folder, run.attachment.masking.kept, run.attachment.masking.record)
-    lines = [json.dumps(_finite(row), allow_nan=False) for row in _rows(run.history)]
-    atomic_write(folder / HISTORY, "".join(f"{line}\n" for line in lines))
+    steps = [_without_gaps(row) for row in run.history.to_dict(orient="records")]
+    lines = (json.dumps(_finite(step), allow_nan=False) + "\n" for step in steps)
+    atomic_write(folder / HISTORY, "".join(lines))
     arrays = {
         f"{split}.{name}": np.ascontiguousarray(array)
         for split, part in run.predictions.items()
@@ -178,26 +182,24 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_record(record: Any, folder: Path) -> dict[str, Any]:
-    """`record`, if it can be the run.json of `folder`, which bears the run's key; else a `DataError` that says why."""
+    """`record`, if it can be the run.json of `folder`, whose name is the run's key; else a `DataError` says why not."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise DataError(f"{RECORD} in {folder} has schema {found!r}; this version reads schema {SCHEMA}")
-    missing = [
-        name for name in ("key", "spec", "metrics", "counts", "times", "headline") if name not in record
-    ]
-    if missing:
+        schema = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise DataError(f"{RECORD} in {folder} has schema {schema!r}; this version reads schema {SCHEMA}")
+    needed = ("key", "spec", "metrics", "counts", "times", "headline")
+    if missing := [name for name in needed if name not in record]:
         raise DataError(f"{RECORD} in {folder} lacks {', '.join(map(repr, missing))}")
     if key_of(record["spec"]) != record["key"]:
         raise DataError(f"{RECORD} in {folder} was changed: its spec belongs to key {key_of(record['spec'])}")
     if record["key"] != folder.name:
-        raise DataError(f"{folder} holds the run {record['key']}; a run's folder bears its key")
+        raise DataError(f"{folder} holds the run {record['key']}; the name of a run's folder is its key")
     if wrong := _wrong_value(record):
         raise DataError(f"{RECORD} in {folder} is damaged: {wrong}")
     return record
 
 
 def _wrong_value(record: dict[str, Any]) -> str | None:
-    """What of a record's scores and times is no number, or not there; None where all is well."""
+    """The first of a record's scores and times that is missing or no number, in words; None where all is well."""
     metrics, times = record["metrics"], record["times"]
     if not isinstance(metrics, dict) or not all(isinstance(values, dict) for values in metrics.values()):
         return "metrics is not a table of splits and metrics"
@@ -248,7 +250,7 @@ def read_run(folder: Path) -> Run:
 def is_subset(split: str, record: Mapping[str, Any]) -> bool:
     """Whether a score on `split` is one on less than the official data: `record` is run.json or `Run.info`.
 
-    Fewer training rows by choice are told by `train_rows`, and held-out rows are never all; neither counts here.
+    Fewer training rows by choice are in `train_rows`, and held-out rows are never all; neither counts here.
     """
     scored = record["rows"][split]
     capped = split.startswith("test") and scored["rows"] < scored["of"]
@@ -276,15 +278,9 @@ def whole_model(attachment: Attachment) -> bool:
     return 2 * stored > sum(p.numel() for p in attachment.model.base_model.parameters())
 
 
-def _rows(history: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows without the cells that a logged step did not have."""
-    return [
-        {str(k): v for k, v in row.items() if not _absent(v)} for row in history.to_dict(orient="records")
-    ]
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _without_gaps(step: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of the history without the cells that its step did not log."""
+    return {str(name): value for name, value in step.items() if not pd.isna(value)}
 
 
 def _number(value: float | None) -> float:

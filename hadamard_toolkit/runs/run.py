@@ -131,7 +131,7 @@ def live(stored: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Attachm
             if not off <= TOLERANCE:
                 raise DataError(
                     f"run {stored.key} was trained again and came out otherwise (test {name} differ by up to "
-                    f'{off:.2g}); do it anew with RunStore(folder, keep="adapters"), which keeps its weights'
+                    f'{off:.2g}); repeat it with RunStore(folder, keep="adapters"), which keeps its weights'
                 )
     _, tokenizer = load_backbone(stored.spec.backbone, labels=stored.info["meta_info"]["task"]["labels"])
     return again.attachment.model, tokenizer, again.attachment

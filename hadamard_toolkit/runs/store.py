@@ -36,10 +36,10 @@ PROBE = 1 << 20  # bytes that a store must have room for before a run is trained
 
 
 class RunStore(Shelf):
-    """The runs in `folder`, which is made for the first one. Present means done: no index, no server, no database.
+    """The runs in `folder`, which is made with the first one. Present means done: no index, no server, no database.
 
-    Many processes may read and write one store at a time. `keep` says which runs keep their trained weights; all else
-    of a run, its masks among it, is kept in any case:
+    Many processes may read and write one store at a time. `keep` says which runs keep their trained weights; the
+    other files of a run, also its masks, are always kept:
 
     - `"vectors"`: runs whose adapter is made of vectors (Hadamard, (IA)³, norms, biases, the head alone); such a
       store is small enough to commit.
@@ -47,7 +47,7 @@ class RunStore(Shelf):
     - `"everything"`: those too (90 MB each for MiniLM).
     - `"nothing"`: none; for runs made for their scores, such as those that pick a learning rate.
 
-    Weights that a fusion needed and `keep` leaves out lie in `.sources`, which is no record and may be deleted.
+    Weights that a fusion needs and `keep` leaves out are in `.sources`, which may be deleted at any time.
     """
 
     def __init__(self, folder: str | Path, *, keep: str = "adapters") -> None:
@@ -62,7 +62,7 @@ class RunStore(Shelf):
                 raise ArgumentError(f"folder={str(folder)!r} is not allowed; {what}, and a store is a folder")
 
     def only(self, runs: Iterable[RunSpec | str] | str | Path) -> RunStore:
-        """This store with nothing but these runs (specs or keys), or those of a plan file: one study's part of it.
+        """The part of this store that holds these runs alone: specs, keys, or the path of a plan file.
 
         store.only("data/reference_runs/spine.toml").load()
         """
@@ -105,9 +105,7 @@ class RunStore(Shelf):
         warning that names it. `DataError` where the store's folder is not there.
         """
         if not os.path.isdir(self.folder):
-            raise DataError(
-                f"store={str(self.folder)!r} is not there; it comes into being with its first run"
-            )
+            raise DataError(f"store={str(self.folder)!r} is not there; it is made with its first run")
         rows: list[dict[str, Any]] = []
         packs = self._packs()
         for key in sorted({*packs, *self._folders()}):

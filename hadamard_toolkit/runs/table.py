@@ -10,21 +10,10 @@ from hadamard_toolkit.runs.spec import canonical_json
 COUNTS = ("trained", "stored", "nonzero")
 ROLES = ("adapter", "norm", "gate", "head")
 COLUMNS = (
-    *(
-        "key",
-        "backbone",
-        "task",
-        "method",
-        "label",
-        "head_policy",
-        "pretraining",
-        "seed",
-        "split",
-        "metric",
-        "headline",
-        "value",
-    ),
-    *("n", "train_rows", "subset", *COUNTS, *(f"{name}_with_head" for name in COUNTS)),
+    *("key", "backbone", "task", "method", "label", "head_policy", "pretraining", "seed"),
+    *("split", "metric", "headline", "value", "n", "train_rows", "subset"),
+    *COUNTS,
+    *(f"{name}_with_head" for name in COUNTS),
     *(f"{name}_{role}" for name in COUNTS for role in ROLES),
     *("seconds", "device", "adapter", "protocol", "sparsity"),
 )

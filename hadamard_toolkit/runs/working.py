@@ -15,9 +15,9 @@ PAPER = Path("runs") / "paper"
 def working_store(profile: str) -> RunStore:
     """Where the runs of a notebook go: `$HADAMARD_STORE`, or what fits the profile.
 
-    In the `paper` profile that is `runs/paper` of the checkout (or of the working folder), which lasts: hours of
-    training are not repeated, and a notebook that was stopped goes on where it was. In any other profile it is a new
-    temporary folder.
+    In the `paper` profile that is `runs/paper` of the checkout (or of the working folder), which stays: hours of
+    training are not repeated, and a notebook that was stopped resumes. In any other profile it is a new temporary
+    folder.
     """
     if chosen := os.environ.get("HADAMARD_STORE"):
         return RunStore(chosen)

@@ -25,34 +25,31 @@ def polarity(domain: str, root: str | Path | None = None) -> Task:
     """Is a text of `domain` positive (1) or negative (0); texts with |mean rating| < 0.5 are left out."""
     check_choice("domain", domain, DOMAINS)
     rows = [s for s in corpus() if s.domain == domain and abs(s.rating) >= MARGIN]
-    return _classification(
-        f"{domain}-polarity", _rated(rows, lambda s: int(s.rating > 0)), ("negative", "positive")
-    )
+    return _task(f"{domain}-polarity", _rated(rows, lambda s: int(s.rating > 0)), ("negative", "positive"))
 
 
 def intensity(domain: str, root: str | Path | None = None) -> Task:
     """The mean rating of a text of `domain`, between -4 and 4."""
     check_choice("domain", domain, DOMAINS)
-    splits = _rated([s for s in corpus() if s.domain == domain], lambda s: s.rating)
-    return _task(f"{domain}-intensity", splits, ("text",), "regression", (), ("spearman", "pearson"))
+    return _task(
+        f"{domain}-intensity", _rated([s for s in corpus() if s.domain == domain], lambda s: s.rating)
+    )
 
 
 def domain_identification(root: str | Path | None = None) -> Task:
     """Which of the four domains a text is from; balanced."""
-    return _classification("domain-identification", _probed(probing.domain_rows), DOMAINS)
+    return _task("domain-identification", _probed(probing.domain_rows), DOMAINS)
 
 
 def word_order(root: str | Path | None = None) -> Task:
     """Is a sentence intact, or were two neighbouring words swapped; balanced (bigram shift of Conneau et al. 2018)."""
-    return _classification("word-order", _probed(probing.order_rows), ("swapped", "intact"))
+    return _task("word-order", _probed(probing.order_rows), ("swapped", "intact"))
 
 
 def next_sentence(root: str | Path | None = None) -> Task:
     """Does sentence 2 follow sentence 1 in the same document; balanced, editorials and product reviews."""
     columns = ("sentence1", "sentence2")
-    return _classification(
-        "next-sentence", _probed(probing.following_rows), ("unrelated", "follows"), columns
-    )
+    return _task("next-sentence", _probed(probing.following_rows), ("unrelated", "follows"), columns)
 
 
 def _rated(sentences: Iterable[Sentence], label: Callable[[Sentence], int | float]) -> DatasetDict:
@@ -87,43 +84,23 @@ def _probed_splits(
     return splits
 
 
-def _classification(
-    name: str, splits: DatasetDict, labels: tuple[str, ...], columns: tuple[str, ...] = ("text",)
-) -> Task:
-    return _task(
-        name,
-        splits,
-        columns,
-        "classification",
-        labels,
-        ("accuracy", "f1") if len(labels) == 2 else ("accuracy",),
-    )
-
-
 def _task(
-    name: str,
-    splits: DatasetDict,
-    columns: tuple[str, ...],
-    kind: str,
-    labels: tuple[str, ...],
-    metrics: tuple[str, ...],
+    name: str, splits: DatasetDict, labels: tuple[str, ...] = (), columns: tuple[str, ...] = ("text",)
 ) -> Task:
+    """A classification of these labels, or a regression where there are none."""
+    by_labels = {0: ("spearman", "pearson"), 2: ("accuracy", "f1")}
+    metrics = by_labels.get(len(labels), ("accuracy",))
     rows = {split: data.num_rows for split, data in splits.items()}
+    remark = "; 732 of the 872 SST-2 test sentences are among this domain's texts"
     provenance = {
         "source": f"package {DISTRIBUTION.project} {DISTRIBUTION.version}, source distribution",
         "files": {DISTRIBUTION.filename: DISTRIBUTION.sha256},
         "official_rows": rows,
         "rows": rows,
         "subset": False,
-        "note": f"split by document with seed {SEED}{_also(name)}; data card: data/README.md",
+        "note": f"split by document with seed {SEED}{remark if name.startswith('movies') else ''}; "
+        "data card: data/README.md",
         "licence": LICENCE,
     }
+    kind = "classification" if labels else "regression"
     return Task(f"embedded/{name}", splits, columns, kind, labels, metrics[0], provenance, metrics)
-
-
-def _also(name: str) -> str:
-    return (
-        "; 732 of the 872 SST-2 test sentences are among this domain's texts"
-        if name.startswith("movies")
-        else ""
-    )

@@ -105,7 +105,7 @@ def find(
             reason = str(error).strip().partition("\n")[0]
             tried.append(f"hub {hub!r} cannot be read ({type(error).__name__}: {reason})")
     raise DataError(
-        f"task {name!r} is nowhere to be found: {'; '.join(tried)}. Set HADAMARD_DATA to a folder with "
+        f"task {name!r} was not found: {'; '.join(tried)}. Set HADAMARD_DATA to a folder with "
         f"{folder}/*.parquet, or allow the hub; the tasks 'embedded/…' need neither"
     )
 

@@ -208,7 +208,7 @@ def test_no_place_at_all_names_them_all(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError) as refused:
         load_task("qnli")
     for part in (
-        "'qnli' is nowhere to be found",
+        "'qnli' was not found",
         str(tmp_path / "empty"),
         "$HADAMARD_DATA",
         "nyu-mll/glue",
