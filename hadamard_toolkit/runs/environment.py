@@ -28,11 +28,9 @@ def toolkit_version() -> str:
         return metadata.version("hadamard_toolkit")
     except metadata.PackageNotFoundError:
         project = CHECKOUT / "pyproject.toml"
-        return (
-            str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
-            if project.is_file()
-            else "unknown"
-        )
+        if not project.is_file():
+            return "unknown"
+        return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
 
 
 __version__ = toolkit_version()
@@ -40,13 +38,13 @@ __version__ = toolkit_version()
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this library and of the packages that decide a result; read without importing them."""
-    found = {"python": platform.python_version(), "hadamard_toolkit": toolkit_version()}
+    installed = {"python": platform.python_version(), "hadamard_toolkit": toolkit_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            installed[package] = "missing"
+    return installed
 
 
 @cache

@@ -86,18 +86,21 @@ class RunSpec:
         object.__setattr__(self, "_given", self.backbone)
         object.__setattr__(self, "backbone", _one_spelling(self.backbone))
         if self.sparsity is not None and not isinstance(self.sparsity, Sparsity):
-            object.__setattr__(self, "sparsity", Sparsity.from_dict(_fields(self.sparsity)))
-        # Once, here: a bad field is refused at the caller's line, and changing a dictionary later moves no key.
+            fields = plain(self.sparsity, "sparsity")
+            if not isinstance(fields, dict):
+                raise ArgumentError(
+                    f"sparsity={self.sparsity!r} is not allowed; give Sparsity('snip', 0.5) or None"
+                )
+            object.__setattr__(self, "sparsity", Sparsity.from_dict(fields))
+        # Once and here: a bad field is refused at the caller's line, and a dictionary that changes later moves no key.
         object.__setattr__(self, "_json", canonical_json(self._parts()))
 
     def _check_types(self) -> None:
         from hadamard_toolkit.adapters.base import Adapter  # here, so that reading a store needs no torch
         from hadamard_toolkit.training.protocol import Protocol
 
-        for name, kind, example in (
-            ("adapter", Adapter, "Hadamard()"),
-            ("protocol", Protocol, "protocols.hadamard()"),
-        ):
+        examples = {"adapter": (Adapter, "Hadamard()"), "protocol": (Protocol, "protocols.hadamard()")}
+        for name, (kind, example) in examples.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ArgumentError(f"{name}={value!r} is not allowed; give a {name} such as {example}")
 
@@ -116,11 +119,8 @@ class RunSpec:
 
     def as_given(self) -> Self:
         """This spec with the backbone spelled as the caller did, which is how earlier versions recorded a folder."""
-        return self._with_backbone(self.__dict__["_given"])
-
-    def _with_backbone(self, spelling: str) -> Self:
         spec = copy.copy(self)
-        object.__setattr__(spec, "backbone", spelling)
+        object.__setattr__(spec, "backbone", self.__dict__["_given"])
         object.__setattr__(spec, "_json", canonical_json(spec._parts()))
         return spec
 
@@ -151,15 +151,10 @@ class RunSpec:
             )
         if missing := [name for name in FIELDS if name not in data]:
             raise ArgumentError(f"a run spec needs the field {', '.join(map(repr, missing))}")
-        spec = cls(
-            backbone=data["backbone"],
-            task=data["task"],
-            adapter=adapter_from_dict(data["adapter"]),
-            protocol=Protocol.from_dict(data["protocol"]),
-            sparsity=data["sparsity"],
-            seed=data["seed"],
-        )
-        return spec.as_given()  # another spelling would be another key than the recorded one
+        fields = {name: data[name] for name in FIELDS}
+        fields["adapter"] = adapter_from_dict(data["adapter"])
+        fields["protocol"] = Protocol.from_dict(data["protocol"])
+        return cls(**fields).as_given()  # another spelling would be another key than the recorded one
 
     @classmethod
     def grid(
@@ -177,11 +172,11 @@ class RunSpec:
         Tasks vary slowest and seeds fastest, so that neighbours share backbone, task and cached features.
         A combination named twice appears once. An empty list raises `ArgumentError`.
         """
-        given = {"backbone": backbone, "task": task, "adapter": adapter, "protocol": protocol}
-        given |= {"sparsity": sparsity, "seed": seed}
+        fields = {"backbone": backbone, "task": task, "adapter": adapter, "protocol": protocol}
+        fields |= {"sparsity": sparsity, "seed": seed}
         axes = {
             name: list(value) if isinstance(value, list | tuple | range) else [value]
-            for name, value in given.items()
+            for name, value in fields.items()
         }
         if empty := [name for name, values in axes.items() if not values]:
             raise ArgumentError(f"{empty[0]}=[] is not allowed; a grid needs at least one value of it")
@@ -193,13 +188,6 @@ class RunSpec:
 
     def __hash__(self) -> int:
         return hash(self.to_json())
-
-
-def _fields(sparsity: Any) -> dict[str, Any]:
-    found = plain(sparsity, "sparsity")
-    if not isinstance(found, dict):
-        raise ArgumentError(f"sparsity={sparsity!r} is not allowed; give Sparsity('snip', 0.5) or None")
-    return found
 
 
 def _one_spelling(backbone: str) -> str:
