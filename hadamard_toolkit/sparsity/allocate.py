@@ -1,15 +1,15 @@
-"""How many entries stay where, exact to one entry, and which ones."""
+"""How many entries stay in which tensors, exact to one entry, and which ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hadamard_toolkit.sparsity.maskable import Place
+from hadamard_toolkit.sparsity.maskable import ParameterSite
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,43 +28,48 @@ def share_out(total: int, ideal: Sequence[float]) -> list[int]:
     By largest remainder; among equals the first.
     """
     whole = [math.floor(value) for value in ideal]
-    order = sorted(range(len(ideal)), key=lambda place: whole[place] - ideal[place])
-    for place in order[: total - sum(whole)]:
-        whole[place] += 1
+    by_remainder = sorted(range(len(ideal)), key=lambda index: whole[index] - ideal[index])
+    for index in by_remainder[: total - sum(whole)]:
+        whole[index] += 1
     return whole
 
 
 def pools(
-    scorer: str, sparsity: float, scope: str, shapes: Shapes, places: Mapping[str, Place]
+    scorer: str, sparsity: float, scope: str, shapes: Shapes, sites: Mapping[str, ParameterSite]
 ) -> list[Pool]:
-    """Who competes with whom under `scope`, and how many go: round(sparsity · N) of all N entries together.
+    """Which tensors compete under `scope`, and how many entries they lose: round(sparsity · N) of all N together.
 
     Pools of `"tensor"` and `"layer"` lose their share to within one entry. Erdős-Rényi divides each pool further.
     """
     groups: dict[object, list[str]] = {}
     for name in shapes:
-        group = {
-            "global": None,
-            "tensor": name,
-            "layer": (places[name].layer, places[name].layer is None and name),
-        }
+        layer = sites[name].layer
+        group = {"global": None, "tensor": name, "layer": name if layer is None else layer}
         groups.setdefault(group[scope], []).append(name)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    entries = [sum(sizes[name] for name in names) for names in groups.values()]
+    entries = [sum(math.prod(shapes[name]) for name in names) for names in groups.values()]
     removed = share_out(round(sparsity * sum(entries)), [sparsity * count for count in entries])
     found = [Pool(tuple(names), count) for names, count in zip(groups.values(), removed, strict=True)]
     if scorer != "erdos-renyi":
         return found
-    return [part for pool in found for part in _erdos_renyi_pools(pool, shapes)]
+    return [tensor for pool in found for tensor in _erdos_renyi_pools(pool, shapes)]
+
+
+def pools_towards(final: Sequence[Pool], goal: Sequence[Pool], removed: Sequence[int]) -> list[Pool]:
+    """`goal` as a step on the way to `final`: no pool loses fewer than the `removed` of before, or more than in the
+    end."""
+    return [
+        replace(last, removed=max(before, min(now.removed, last.removed)))
+        for last, now, before in zip(final, goal, removed, strict=True)
+    ]
 
 
 def _erdos_renyi_pools(pool: Pool, shapes: Shapes) -> list[Pool]:
-    own = {name: shapes[name] for name in pool.names}
-    sizes = [math.prod(shape) for shape in own.values()]
-    stay = sum(sizes) - pool.removed
-    density = erdos_renyi(own, stay)
-    kept = share_out(stay, [density[name] * size for name, size in zip(own, sizes, strict=True)])
-    return [Pool((name,), size - keep) for name, size, keep in zip(own, sizes, kept, strict=True)]
+    inside = {name: shapes[name] for name in pool.names}
+    sizes = [math.prod(shape) for shape in inside.values()]
+    keep = sum(sizes) - pool.removed
+    density = erdos_renyi(inside, keep)
+    kept = share_out(keep, [density[name] * size for name, size in zip(inside, sizes, strict=True)])
+    return [Pool((name,), size - stay) for name, size, stay in zip(inside, sizes, kept, strict=True)]
 
 
 def erdos_renyi(shapes: Shapes, keep: int) -> dict[str, float]:
@@ -88,15 +93,14 @@ def erdos_renyi(shapes: Shapes, keep: int) -> dict[str, float]:
 
 
 def _raw_density(shape: tuple[int, ...]) -> float:
-    fan_out = shape[0] if shape else 1
-    fan_in = math.prod(shape[1:])
+    fan_out, fan_in = shape[0] if shape else 1, math.prod(shape[1:])
     return (fan_in + fan_out) / (fan_in * fan_out)
 
 
 def keep_top(scores: Tensor, keep: int) -> tuple[Tensor, int]:
-    """The `keep` largest of one-dimensional `scores` as a bool tensor; among equals at the cut, those that come first.
+    """The `keep` largest of one-dimensional `scores` as a bool tensor; of equal scores at the cut the first ones.
 
-    Also how many removed entries have the same score as a kept one: there the order decided, not the score.
+    The number that comes with it is that of removed entries with the same score as a kept one: their order decided.
     """
     if keep in (0, len(scores)):
         return torch.full_like(scores, bool(keep), dtype=torch.bool), 0
@@ -106,11 +110,11 @@ def keep_top(scores: Tensor, keep: int) -> tuple[Tensor, int]:
     return above | (level & (level.cumsum(0) <= room)), int(level.sum()) - room
 
 
-def keep_best(scores: Mapping[str, Tensor], found: Sequence[Pool]) -> tuple[dict[str, Tensor], int]:
+def keep_best(scores: Mapping[str, Tensor], competing: Sequence[Pool]) -> tuple[dict[str, Tensor], int]:
     """Masks by name, in the order of `scores`, and the number of removed entries that are tied at a cut."""
     kept: dict[str, Tensor] = {}
     tied = 0
-    for pool in found:
+    for pool in competing:
         flat = torch.cat([scores[name].flatten() for name in pool.names])
         stay, ties = keep_top(flat, len(flat) - pool.removed)
         tied += ties

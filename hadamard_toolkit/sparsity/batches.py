@@ -1,4 +1,4 @@
-"""The batches that scores are computed on, and what is remembered of them."""
+"""The batches that scores are computed on, and the record of them."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ TARGETS = ("labels", "start_positions")  # what a loss needs, and counts rows by
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[Batch]):
-    """Model inputs with `labels`, in order; `origin` says where they come from (`data_seed` and whatever else)."""
+    """Model inputs with `labels`, in order; `origin` says where they come from (`data_seed` and anything else)."""
 
     items: tuple[Batch, ...]
     origin: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Iterable[Batch] | None) -> Batches:
+    def of(cls, batches: Iterable[Mapping[str, Tensor]] | None) -> Batches:
         """Checked batches from any iterable of dictionaries with `labels`; None gives none."""
-        if isinstance(given, Batches):
-            return given
+        if isinstance(batches, Batches):
+            return batches
         items = []
-        for place, batch in enumerate(given or ()):
+        for index, batch in enumerate(batches or ()):
             if not isinstance(batch, Mapping) or not any(name in batch for name in TARGETS):
                 keys = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
                 raise DataError(
-                    f"batches[{place}] is {keys}; each batch must be model inputs by name, with 'labels' (or "
+                    f"batches[{index}] is {keys}; each batch must be model inputs by name, with 'labels' (or "
                     "'start_positions' and 'end_positions')"
                 )
             items.append({name: torch.as_tensor(value) for name, value in batch.items() if name != "row"})
             if not _rows(items[-1]):
-                raise DataError(f"batches[{place}] is empty; each batch must hold at least one example")
+                raise DataError(f"batches[{index}] is empty; each batch must hold at least one example")
         return cls(tuple(items))
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.items[place]
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
 
     @property
     def examples(self) -> int:
@@ -75,12 +75,9 @@ class Batches(Sequence[Batch]):
                 value = batch[name].cpu().contiguous()
                 digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
                 digest.update(value.numpy().tobytes())
-        found = {
-            "batches": len(self),
-            "examples": self.examples,
-            "sha256": digest.hexdigest() if self.items else None,
-        }
-        return {"data_seed": None, **self.origin, **found}
+        sha256 = digest.hexdigest() if self.items else None
+        counts = {"batches": len(self), "examples": self.examples}
+        return {"data_seed": None, **self.origin, **counts, "sha256": sha256}
 
 
 def _rows(batch: Batch) -> int:

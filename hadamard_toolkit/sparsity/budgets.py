@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ from hadamard_toolkit.sparsity.maskable import targets
 from hadamard_toolkit.sparsity.spec import Maskable
 
 SIZES = ("bottleneck", "rank")  # fields that set the inner width of a part
-LARGEST = 8  # times the smallest width, if `sizes` are left out
+MULTIPLES = (1, 2, 4, 8)  # times the smallest width, if `sizes` are left out
 
 
 def large_sparse(
@@ -53,7 +52,8 @@ def large_sparse(
     check_whole("budget", budget, least=1)
     measure = _Measure(model, adapter, maskable)
     rows = []
-    for size in _sizes(sizes, budget, measure, biases):
+    for size in _doubling(budget, measure, biases) if sizes is None else sizes:
+        check_whole("sizes", size, least=1)
         entries, other = measure(size)
         kept = budget - other if biases else budget
         if 0 < kept <= entries:
@@ -68,6 +68,14 @@ def large_sparse(
         )
     columns = ["size", "adapter", "maskable", "other", "kept", "sparsity", "total"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _doubling(budget: int, measure: _Measure, biases: bool) -> list[int]:
+    """The smallest power of two that holds the budget, and its doubles."""
+    size = 1
+    while sum(measure(size)[: 1 + biases]) < budget:
+        size *= 2
+    return [size * factor for factor in MULTIPLES]
 
 
 def dense_adapter(
@@ -87,7 +95,7 @@ def dense_adapter(
     return measure.of(min((below, below + 1), key=lambda size: abs(entries(size) - kept)))
 
 
-Path = tuple[str | int, ...]  # fields and places that lead to a field of an adapter within an adapter
+Path = tuple[str | int, ...]  # names and indices that lead to a field, also of an adapter within an adapter
 
 
 class _Measure:
@@ -101,13 +109,12 @@ class _Measure:
             self.model = backbone_from_config(config)
         self.adapter, self.maskable = adapter, maskable
         self.known: dict[int, tuple[int, int]] = {}
-        now, _ = self._count(adapter)
-        widths = dict(_widths(adapter))
-        # prefixes and fusions have a `bottleneck` too, which sets the size of nothing that is masked
+        # Prefixes and fusions have a `bottleneck` too, on which the number of maskable entries does not depend.
+        entries, _ = self._count(adapter)
         self.widths = {
             path: size
-            for path, size in widths.items()
-            if self._count(_put(adapter, path, 2 * size))[0] != now
+            for path, size in _widths(adapter)
+            if self._count(_replaced(adapter, path, 2 * size))[0] != entries
         }
         if not self.widths:
             raise UnsupportedError(f"{adapter} has no {' or '.join(SIZES)} that sets its number of weights")
@@ -116,11 +123,12 @@ class _Measure:
     def of(self, size: int) -> Adapter:
         """The adapter with this width; further parts of another width change in proportion."""
         adapter = self.adapter
-        for path, own in self.widths.items():
-            adapter = _put(adapter, path, max(1, round(own * size / self.size)))
+        for path, width in self.widths.items():
+            adapter = _replaced(adapter, path, max(1, round(width * size / self.size)))
         return adapter
 
     def __call__(self, size: int) -> tuple[int, int]:
+        """Maskable and other stored parameters at this width, without the head."""
         if size not in self.known:
             self.known[size] = self._count(self.of(size))
         return self.known[size]
@@ -129,43 +137,30 @@ class _Measure:
         attachment = attach(self.model, adapter)
         try:
             entries = sum(t.parameter.numel() for t in targets(attachment, self.maskable).values())
-            stored = int(attachment.count()["stored"].drop("head").sum())
-            return entries, stored - entries
+            return entries, int(attachment.count()["stored"].drop("head").sum()) - entries
         finally:
             attachment.detach()
 
 
-def _widths(adapter: Adapter) -> Iterator[tuple[Path, int]]:
-    """Every width in `adapter` and in adapters within it, by path."""
-    for entry in dataclasses.fields(adapter):
-        value = getattr(adapter, entry.name)
-        if entry.name in SIZES and value is not None:
-            yield (entry.name,), value
-        elif isinstance(value, Adapter):
-            yield from (((entry.name, *path), size) for path, size in _widths(value))
-        elif isinstance(value, tuple):
-            for place, item in enumerate(value):
-                if isinstance(item, Adapter):
-                    yield from (((entry.name, place, *path), size) for path, size in _widths(item))
+def _widths(value: object) -> Iterator[tuple[Path, int]]:
+    """Every width in an adapter, or a tuple of them, and in adapters within it, by path."""
+    inner: dict[str | int, object] = {}
+    if isinstance(value, Adapter):
+        inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, tuple):
+        inner = dict(enumerate(value))
+    for name, item in inner.items():
+        if name in SIZES and isinstance(item, int):
+            yield (name,), item
+        else:
+            yield from (((name, *path), size) for path, size in _widths(item))
 
 
-def _put(adapter: Any, path: Path, size: int) -> Any:
-    """`adapter` with another value at `path`."""
+def _replaced(value: Any, path: Path, size: int) -> Any:
+    """An adapter, or a tuple of them, with another value at `path`."""
     if not path:
         return size
-    step, *rest = path
-    if isinstance(step, int):
-        return (*adapter[:step], _put(adapter[step], tuple(rest), size), *adapter[step + 1 :])
-    return replace(adapter, **{step: _put(getattr(adapter, step), tuple(rest), size)})
-
-
-def _sizes(sizes: Iterable[int] | None, budget: int, measure: _Measure, biases: bool) -> list[int]:
-    if sizes is not None:
-        found = list(sizes)
-        for size in found:
-            check_whole("sizes", size, least=1)
-        return found
-    size = 1
-    while sum(measure(size)[: 1 + biases]) < budget:
-        size *= 2
-    return [size * 2**power for power in range(int(math.log2(LARGEST)) + 1)]
+    first, *rest = path
+    if isinstance(first, int):
+        return (*value[:first], _replaced(value[first], tuple(rest), size), *value[first + 1 :])
+    return replace(value, **{first: _replaced(getattr(value, first), tuple(rest), size)})

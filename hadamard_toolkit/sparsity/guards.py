@@ -1,4 +1,4 @@
-"""Scores that cannot rank are refused, with the cause and the cure."""
+"""Scores that cannot rank entries are refused, with the cause and the cure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_rank(
 ) -> None:
     """Raise `DegenerateScores` for tensors of several entries whose scores are all the same.
 
-    `parts` are those of the adapter, in which the cause is looked for.
+    The cause is looked for in `parts`, those of the adapter.
     """
     if SCORERS[scorer].blind:
         return

@@ -14,7 +14,7 @@ from hadamard_toolkit.sparsity.spec import KINDS, Maskable
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterSite:
     """Where a maskable parameter sits: `layer` (None outside the layers), `site`, and its `kind`.
 
     Kinds: `projections` (weight matrices that the part declares), `biases` (of projections), `vectors` (Hadamard and
@@ -28,10 +28,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Target:
-    """A parameter to be masked and its place."""
+    """A parameter to be masked, and where it sits."""
 
     parameter: nn.Parameter
-    place: Place
+    site: ParameterSite
 
 
 def targets(attachment: Attachment, maskable: Maskable = "projections") -> dict[str, Target]:
@@ -42,55 +42,49 @@ def targets(attachment: Attachment, maskable: Maskable = "projections") -> dict[
     Raises `ArgumentError` for a choice that the attachment has nothing of.
     """
     everything = dict(_everything(attachment))
-    if maskable == "all":
-        found = everything
-    else:
-        found = {}
-        for choice in (maskable,) if isinstance(maskable, str) else maskable:
-            found |= _chosen(attachment, everything, choice)
-    if not found:
+    choices = (maskable,) if isinstance(maskable, str) else maskable
+    chosen = (
+        {name for choice in choices for name in _chosen(attachment, everything, choice)} if everything else ()
+    )
+    if not chosen:
         raise ArgumentError(f"maskable={maskable!r}: {attachment.adapter} has nothing that can be masked")
-    return {name: target for name, target in everything.items() if name in found}
+    return {name: target for name, target in everything.items() if name in chosen}
 
 
-def _chosen(attachment: Attachment, everything: dict[str, Target], choice: str) -> dict[str, Target]:
-    if choice == "all" or choice in KINDS:
-        kinds = KINDS if choice == "all" else (choice,)
-        found = {name: target for name, target in everything.items() if target.place.kind in kinds}
-        if not found:
-            present = [kind for kind in KINDS if any(t.place.kind == kind for t in everything.values())]
-            raise ArgumentError(
-                f"maskable={choice!r}: {attachment.adapter} has no {choice} that can be masked; "
-                + (f"it has {', '.join(present)}" if present else "it has no maskable parameters at all")
-            )
-        return found
+def _chosen(attachment: Attachment, everything: dict[str, Target], choice: str) -> list[str]:
     if choice in everything:
-        return {choice: everything[choice]}
+        return [choice]
+    kinds = KINDS if choice == "all" else (choice,)
+    if names := [name for name, target in everything.items() if target.site.kind in kinds]:
+        return names
     if choice in attachment.named_parameters():
         raise ArgumentError(
             f"maskable={choice!r} is not allowed: it belongs to the head, does not train, or is not stored"
         )
     check_choice("maskable", choice, ("all", *KINDS, "the full name of a parameter of the attachment"))
-    raise AssertionError("check_choice has raised")
+    present = [kind for kind in KINDS if any(t.site.kind == kind for t in everything.values())]
+    raise ArgumentError(
+        f"maskable={choice!r}: {attachment.adapter} has no {choice} that can be masked; it has {', '.join(present)}"
+    )
 
 
 def _everything(attachment: Attachment) -> Iterator[tuple[str, Target]]:
     seen: set[int] = set()  # a tied tensor has one mask, under its first name
-    named = {id(parameter): name for name, parameter in reversed(attachment.named_parameters().items())}
+    first_names = {id(p): name for name, p in reversed(attachment.named_parameters().items())}
     for insertion in attachment.insertions.values():
         part, stored = insertion.module, insertion.module.stored()
         for name, parameter in part.named_parameters():
             if name not in part.frozen and stored.get(name) is parameter and id(parameter) not in seen:
                 seen.add(id(parameter))
-                place = Place(insertion.site.layer, insertion.site.name, _kind(insertion, name))
-                yield named[id(parameter)], Target(parameter, place)
+                site = ParameterSite(insertion.site.layer, insertion.site.name, _kind(insertion, name))
+                yield first_names[id(parameter)], Target(parameter, site)
     for tuning in attachment.tunings:
         parameter = attachment.named_parameters()[f"{tuning.role}.{tuning.label}"]
         if id(parameter) not in seen:
             seen.add(id(parameter))
             kind = "norms" if tuning.role == "norm" else "backbone"
-            site = tuning.label.removeprefix(f"layers.{tuning.layer}.").rpartition(".")[0]
-            yield named[id(parameter)], Target(parameter, Place(tuning.layer, site, kind))
+            module = tuning.label.removeprefix(f"layers.{tuning.layer}.").rpartition(".")[0]
+            yield first_names[id(parameter)], Target(parameter, ParameterSite(tuning.layer, module, kind))
 
 
 def _kind(insertion: Insertion, name: str) -> str:

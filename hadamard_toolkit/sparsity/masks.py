@@ -1,4 +1,4 @@
-"""`Masks`: which entries of an adapter stay, how that came about, and what it looks like by layer and site."""
+"""`Masks`: which entries of an adapter stay, how they were chosen, and the density by layer and site."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hadamard_toolkit.adapters.attachment import Attachment, attach
 from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.adapters.masking import read_masks, write_masks
 from hadamard_toolkit.errors import ArgumentError, check_choice
-from hadamard_toolkit.sparsity.maskable import Place
+from hadamard_toolkit.sparsity.maskable import ParameterSite
 
 BY = ("tensor", "layer", "site")
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Masks by parameter name. While they are at work on `attachment`, removed entries are zero and stay zero.
+    """Masks by parameter name. While they are applied to `attachment`, removed entries are zero and stay zero.
 
     Attributes
     ----------
@@ -34,13 +34,13 @@ class Masks:
     """
 
     kept: dict[str, Tensor]
-    places: dict[str, Place]
+    places: dict[str, ParameterSite]
     provenance: dict[str, Any] = field(default_factory=dict)
     attachment: Attachment | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, attachment: Attachment) -> Masks:
-        """The masks at work on `attachment`; `ArgumentError` if there are none."""
+        """The masks applied to `attachment`; `ArgumentError` if there are none."""
         if attachment.masking is None:
             raise ArgumentError("this attachment has no masks")
         return cls._from_record(attachment.masking.kept, attachment.masking.record, attachment)
@@ -49,22 +49,22 @@ class Masks:
     def _from_record(
         cls, kept: dict[str, Tensor], record: Mapping[str, Any], attachment: Attachment | None
     ) -> Masks:
-        places = {name: Place(**record["places"][name]) for name in kept}
+        places = {name: ParameterSite(**record["places"][name]) for name in kept}
         return cls(kept, places, dict(record["provenance"]), attachment)
 
     def _record(self) -> dict[str, Any]:
         return {"places": {name: asdict(p) for name, p in self.places.items()}, "provenance": self.provenance}
 
-    # looking ---------------------------------------------------------------------------------------------------
+    # what they are ---------------------------------------------------------------------------------------------
 
     @property
     def entries(self) -> int:
-        """How many entries are under masks."""
+        """The number of entries that have a mask."""
         return sum(mask.numel() for mask in self.kept.values())
 
     @property
     def removed(self) -> int:
-        """How many of them are removed."""
+        """The number of them that are removed."""
         return self.entries - sum(int(mask.sum()) for mask in self.kept.values())
 
     @property
@@ -80,8 +80,8 @@ class Masks:
     @property
     def data_seed(self) -> int | None:
         """The seed that drew the batches; None where they came without one, or none were needed."""
-        found = self.provenance.get("data_seed")
-        return None if found is None else int(found)
+        seed = self.provenance.get("data_seed")
+        return None if seed is None else int(seed)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The masks as bool arrays, for the studies."""
@@ -93,22 +93,23 @@ class Masks:
         By tensor the index is `name`, and `layer`, `site`, `kind` and `shape` stand beside it.
         """
         check_choice("by", by, BY)
+        sites = self.places.values()
         tensors = pd.DataFrame(
             {
                 "name": list(self.kept),
-                "layer": pd.array([place.layer for place in self.places.values()], dtype="Int64"),
-                "site": [place.site for place in self.places.values()],
-                "kind": [place.kind for place in self.places.values()],
+                "layer": pd.array([site.layer for site in sites], dtype="Int64"),
+                "site": [site.site for site in sites],
+                "kind": [site.kind for site in sites],
                 "shape": [tuple(mask.shape) for mask in self.kept.values()],
                 "entries": [mask.numel() for mask in self.kept.values()],
                 "kept": [int(mask.sum()) for mask in self.kept.values()],
             }
         )
         if by == "tensor":
-            found = tensors.set_index("name")
+            table = tensors.set_index("name")
         else:
-            found = tensors.groupby(by, dropna=False)[["entries", "kept"]].sum()
-        return found.assign(density=found["kept"] / found["entries"])
+            table = tensors.groupby(by, dropna=False)[["entries", "kept"]].sum()
+        return table.assign(density=table["kept"] / table["entries"])
 
     def report(self) -> dict[str, Any]:
         """JSON-able: `entries`, `kept`, `density`, `requested` sparsity, `tied` and `emptied`.
@@ -116,14 +117,7 @@ class Masks:
         `tied` counts removed entries whose score a kept one has too: their order decided. `emptied` lists tensors,
         layers and sites of which nothing stays.
         """
-        emptied = {
-            by: [
-                row if isinstance(row, str) else int(row)
-                for row in table.index[table["kept"] == 0]
-                if row is not pd.NA
-            ]
-            for by, table in ((by, self.table(by)) for by in BY)
-        }
+        emptied = {by: self.table(by).query("kept == 0").index.dropna().to_list() for by in BY}
         return {
             "entries": self.entries,
             "kept": self.entries - self.removed,
@@ -133,15 +127,15 @@ class Masks:
             "emptied": {by: names for by, names in emptied.items() if names},
         }
 
-    # at work ---------------------------------------------------------------------------------------------------
+    # on an attachment ------------------------------------------------------------------------------------------
 
     def apply(self, attachment: Attachment) -> Masks:
-        """Put these masks to work on `attachment`, matched by name. Raises `DataError` where they do not fit."""
+        """Apply these masks to `attachment`, matched by name. Raises `DataError` where they do not fit."""
         attachment.mask(self.kept, self._record())
         return Masks.of(attachment)
 
     def attach(self, model: PreTrainedModel) -> Attachment:
-        """Attach the adapter that the masks belong to, weights drawn with `init_seed`, and put the masks to work."""
+        """Attach the adapter that the masks belong to, its weights drawn with `init_seed`, and apply the masks."""
         attachment = attach(model, adapter_from_dict(self.provenance["adapter"]), seed=self.init_seed)
         try:
             self.apply(attachment)
@@ -156,7 +150,7 @@ class Masks:
         After `load_attachment` these are the initial values of its seed. Trained entries stay as they are.
         """
         if self.attachment is None or self.attachment.masking is None:
-            raise ArgumentError("these masks are not at work on an attachment")
+            raise ArgumentError("these masks are not applied to an attachment")
         self.attachment.unmask()
 
     # files -----------------------------------------------------------------------------------------------------

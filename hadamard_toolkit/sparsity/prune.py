@@ -1,11 +1,10 @@
-"""`sparsify`: score, cut, and put masks to work."""
+"""`sparsify`: score the weights of an adapter, remove the lowest, and apply the masks."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
 from itertools import cycle, islice
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import adapter_to_dict
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_number, check_whole
-from hadamard_toolkit.sparsity.allocate import Pool, keep_best, pools
+from hadamard_toolkit.sparsity.allocate import keep_best, pools, pools_towards
 from hadamard_toolkit.sparsity.batches import Batch, Batches
 from hadamard_toolkit.sparsity.guards import check_finite, check_rank
 from hadamard_toolkit.sparsity.maskable import Target, targets
@@ -38,7 +37,7 @@ def sparsify(
     warmup_steps: int = 0,
     warmup_rate: float = 1e-3,
 ) -> Masks:
-    """Remove the share `sparsity` of an adapter's weights before training, lowest scores first, and keep them removed.
+    """Remove the share `sparsity` of an adapter's weights before training, lowest scores first, and keep them at zero.
 
     Parameters
     ----------
@@ -82,13 +81,12 @@ def sparsify(
     check_number("warmup_rate", warmup_rate, above=0)
     if attachment.masking:
         raise ArgumentError("this attachment has masks already; remove() them first")
-    found = targets(attachment, maskable)
-    given = Batches.of(batches)
+    chosen, data = targets(attachment, maskable), Batches.of(batches)
     if SCORERS[scorer].data or warmup_steps:
-        given.require(f"scorer={scorer!r}" if SCORERS[scorer].data else f"warmup_steps={warmup_steps}")
+        data.require(f"scorer={scorer!r}" if SCORERS[scorer].data else f"warmup_steps={warmup_steps}")
     if warmup_steps:
-        warm_up(attachment, given, steps=warmup_steps, learning_rate=warmup_rate)
-    kept, tied = _masks(attachment, found, given, scorer, sparsity, scope, rounds, seed)
+        warm_up(attachment, data, steps=warmup_steps, learning_rate=warmup_rate)
+    kept, tied = _masks(attachment, chosen, data, scorer, sparsity, scope, rounds, seed)
     provenance = {
         "scorer": scorer,
         "sparsity": sparsity,
@@ -101,16 +99,16 @@ def sparsify(
         "warmup_rate": warmup_rate if warmup_steps else None,
         "adapter": adapter_to_dict(attachment.adapter),
         "tied": tied,
-        **given.record(),
+        **data.record(),
     }
-    masks = Masks(kept, {name: target.place for name, target in found.items()}, provenance).apply(attachment)
+    masks = Masks(kept, {name: target.site for name, target in chosen.items()}, provenance).apply(attachment)
     warn_of_losses(masks)
     return masks
 
 
 def _masks(
     attachment: Attachment,
-    found: Mapping[str, Target],
+    chosen: Mapping[str, Target],
     batches: Batches,
     scorer: str,
     sparsity: float,
@@ -119,36 +117,26 @@ def _masks(
     seed: int,
 ) -> tuple[dict[str, Tensor], int]:
     """Masks on the CPU, and the ties at the last cut; the attachment is as before afterwards."""
-    parameters = {name: target.parameter for name, target in found.items()}
+    parameters = {name: target.parameter for name, target in chosen.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    places = {name: target.place for name, target in found.items()}
-    final = pools(scorer, sparsity, scope, shapes, places)
+    sites = {name: target.site for name, target in chosen.items()}
+    final = pools(scorer, sparsity, scope, shapes, sites)
     kept = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
     if not any(pool.removed for pool in final):
         return kept, 0
     steps = rounds if SCORERS[scorer].adaptive else 1
-    tied, before = 0, [0] * len(final)
-    with (
-        scoring(attachment, list(parameters.values())),
-        _put_back(parameters) if steps > 1 else nullcontext(),
-    ):
+    tied, removed = 0, [0] * len(final)
+    with scoring(attachment, list(parameters.values())), _put_back(parameters):
         for step in range(1, steps + 1):
             share = 1 - (1 - sparsity) ** (step / steps)
-            goal = final if step == steps else pools(scorer, share, scope, shapes, places)
-            now = [
-                replace(f, removed=step_towards(f, g, b)) for f, g, b in zip(final, goal, before, strict=True)
-            ]
+            goal = final if step == steps else pools(scorer, share, scope, shapes, sites)
+            now = pools_towards(final, goal, removed)
             scores = _scores(attachment, parameters, kept, batches, scorer, seed, first=step == 1)
             kept, tied = keep_best(scores, now)
-            before = [pool.removed for pool in now]
+            removed = [pool.removed for pool in now]
             if step < steps:
                 zero_removed(parameters, kept)
     return kept, tied
-
-
-def step_towards(final: Pool, goal: Pool, before: int) -> int:
-    """Removed entries of a pool on the way: `goal`, but no fewer than `before` and no more than in the end."""
-    return max(before, min(goal.removed, final.removed))
 
 
 def _scores(
@@ -161,13 +149,14 @@ def _scores(
     *,
     first: bool,
 ) -> Scores:
-    """Checked scores on the CPU; what was removed before is below everything."""
-    here = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
-    scene = Scene(attachment, parameters, here, batches, seed)
-    found = SCORERS[scorer].score(scene)
-    scores = {name: found[name].detach().cpu() for name in parameters}
+    """Checked scores on the CPU; those of removed entries are -inf."""
+    on_device = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
+    scores = SCORERS[scorer].score(Scene(attachment, parameters, on_device, batches, seed))
+    scores = {name: scores[name].detach().cpu() for name in parameters}
     check_finite(scorer, scores)
-    if first:  # later, all scores of a tensor may vanish because its partner is gone
+    if (
+        first
+    ):  # in later rounds all scores of a tensor may vanish, because what it is multiplied with is removed
         check_rank(scorer, scores, parameters, [i.module for i in attachment.insertions.values()])
     return {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
 
@@ -181,7 +170,7 @@ def zero_removed(parameters: Mapping[str, nn.Parameter], kept: Mapping[str, Tens
 
 @contextmanager
 def _put_back(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """The values of `parameters` are as before afterwards."""
+    """Put the values of `parameters` back after the block."""
     values = [(parameter, parameter.detach().clone()) for parameter in parameters.values()]
     try:
         yield
@@ -196,17 +185,18 @@ def warm_up(
 ) -> None:
     """Train adapter, norms and gates `steps` AdamW steps on `batches` in turn; the head stays, dropout is off.
 
-    After it, weights that began at zero have scores. Their new values stay.
+    Weights that began at zero can be scored afterwards. The trained values stay.
     """
-    given = Batches.of(batches)
-    given.require("a warm-up")
+    data = Batches.of(batches)
+    data.require("a warm-up")
     parts = [insertion.module for insertion in attachment.insertions.values()]
     frozen = {id(part.get_parameter(name)) for part in parts for name in part.frozen}
-    own = [p for role in ("adapter", "norm", "gate") for p in attachment.parameters(role)]
-    parameters = [parameter for parameter in own if id(parameter) not in frozen]
+    parameters = [
+        p for role in ("adapter", "norm", "gate") for p in attachment.parameters(role) if id(p) not in frozen
+    ]
     with scoring(attachment, parameters):
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-        for batch, _ in islice(cycle(given.on(parameters[0].device)), steps):
+        for batch, _ in islice(cycle(data.on(parameters[0].device)), steps):
             optimizer.zero_grad()
             attachment.model(**batch).loss.backward()
             optimizer.step()
@@ -214,7 +204,7 @@ def warm_up(
 
 
 def warn_of_losses(masks: Masks) -> None:
-    """Warn of tensors, layers and sites that are empty, and of a cut through many equal scores."""
+    """Warn of tensors, layers and sites of which nothing stays, and of a cut through many equal scores."""
     report = masks.report()
     if report["emptied"]:
         lost = "; ".join(f"{by} {', '.join(map(str, names[:6]))}" for by, names in report["emptied"].items())

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch.optim import Optimizer
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import adapter_to_dict
 from hadamard_toolkit.errors import ArgumentError, check_choice
-from hadamard_toolkit.sparsity.allocate import keep_best, pools
+from hadamard_toolkit.sparsity.allocate import keep_best, pools, pools_towards
 from hadamard_toolkit.sparsity.guards import check_finite
 from hadamard_toolkit.sparsity.maskable import targets
 from hadamard_toolkit.sparsity.masks import Masks
-from hadamard_toolkit.sparsity.prune import step_towards
 from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_schedule, check_sparsity
 
 
 class GradualPruning:
     """Masks that narrow during training: `train(…, on_step=GradualPruning(…))` calls this after every optimizer step.
 
-    s(t) = s·(1 - (1 - p)³), p the part of the way from `begin` to `end` (shares of all steps), every `every` steps and
-    at the end of the way, exact to one entry (Zhu and Gupta 2017, equation 1, from 0). The lowest |θ| goes, within
-    `scope`. What was removed stays removed: its momentum in the optimizer is cleared when it goes, and never fed again.
+    The sparsity after step t is s(t) = s·(1 - (1 - p)³), where p rises from 0 to 1 between `begin` and `end` (shares of
+    all steps); masks narrow every `every` steps and at the end, exact to one entry (Zhu and Gupta 2017, equation 1,
+    from 0). The lowest |θ| within `scope` go. Removed entries stay removed, and their momentum in the optimizer is
+    cleared.
 
-    `masks` are at work from the start, all kept; afterwards `Masks.of(attachment)` gives the final ones. Training must
-    not select weights from before the end of the way: the call returns whether it is still on it.
+    `masks` are applied from the start, with all entries kept; afterwards `Masks.of(attachment)` gives the final ones.
+    The call returns True until the masks are final; weights from before must not be selected.
     """
 
     def __init__(
@@ -45,13 +43,13 @@ class GradualPruning:
         check_schedule(begin, end, every)
         if attachment.masking:
             raise ArgumentError("this attachment has masks already; remove() them first")
-        found = targets(attachment, maskable)
+        chosen = targets(attachment, maskable)
         self.attachment, self.sparsity, self.scope = attachment, sparsity, scope
         self.begin, self.end, self.every = begin, end, every
-        self.parameters = {name: target.parameter for name, target in found.items()}
+        self.parameters = {name: target.parameter for name, target in chosen.items()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.places = {name: target.place for name, target in found.items()}
-        self._final = pools("magnitude", sparsity, scope, self.shapes, self.places)
+        self.sites = {name: target.site for name, target in chosen.items()}
+        self._final = pools("magnitude", sparsity, scope, self.shapes, self.sites)
         provenance = {
             "scorer": "magnitude",
             "when": "gradual",
@@ -66,7 +64,7 @@ class GradualPruning:
             "adapter": adapter_to_dict(attachment.adapter),
         }
         kept = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
-        self.masks = Masks(kept, self.places, provenance).apply(attachment)
+        self.masks = Masks(kept, self.sites, provenance).apply(attachment)
 
     def target(self, step: int, steps: int) -> float:
         """s(t) after step `step` of `steps`."""
@@ -95,12 +93,8 @@ class GradualPruning:
         check_finite("magnitude", scores)
         scores = {name: score.masked_fill(~before[name], -torch.inf) for name, score in scores.items()}
         removed = [sum(int((~before[name]).sum()) for name in pool.names) for pool in self._final]
-        goals = pools("magnitude", share, self.scope, self.shapes, self.places)
-        now = [
-            replace(final, removed=step_towards(final, goal, gone))
-            for final, goal, gone in zip(self._final, goals, removed, strict=True)
-        ]
-        masking.narrow(keep_best(scores, now)[0])
+        goal = pools("magnitude", share, self.scope, self.shapes, self.sites)
+        masking.narrow(keep_best(scores, pools_towards(self._final, goal, removed))[0])
 
     @torch.no_grad()
     def _clear(self, optimizer: Optimizer) -> None:

@@ -44,14 +44,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scorer:
-    """`score` makes the scores; it may need `data` and may be `blind` to values (then ties say nothing)."""
+    """`score` computes the scores. It may need `data`, it may be `blind` to values (so that ties are no error), and it
+    may be `adaptive`: scores change with what is removed, and further rounds make a difference."""
 
     score: Callable[[Scene], Scores]
     data: bool = False
     blind: bool = False
-    adaptive: bool = (
-        False  # whether scores change with what is removed, so that further rounds make a difference
-    )
+    adaptive: bool = False
 
 
 def random_scores(scene: Scene) -> Scores:
@@ -94,20 +93,20 @@ def grasp_scores(scene: Scene) -> Scores:
 
 
 def synflow_scores(scene: Scene) -> Scores:
-    """|θ ⊙ ∂R/∂θ|, R the sum of what each part of the adapter makes of an all-ones input when all its weights are |θ|.
+    """|θ ⊙ ∂R/∂θ|, R the sum of the outputs of each part of the adapter for an all-ones input and weights |θ|.
 
     No data. Each part in isolation, as SparseAdapter has it; Tanaka et al. 2020 send ones through the whole network.
     """
     scores: Scores = {}
-    by_id = {id(parameter): name for name, parameter in scene.parameters.items()}
+    names = {id(parameter): name for name, parameter in scene.parameters.items()}
     for insertion in scene.attachment.insertions.values():
-        wanted = {by_id[id(p)]: p for p in insertion.module.parameters() if id(p) in by_id}
-        if wanted:
-            for (name, p), flow in zip(wanted.items(), _flow(insertion, list(wanted.values())), strict=True):
-                scores[name] = (p.detach() * flow).abs()
-    if strangers := [name for name in scene.parameters if name not in scores]:
+        parameters = [p for p in insertion.module.parameters() if id(p) in names]
+        if parameters:
+            for parameter, flow in zip(parameters, _flow(insertion, parameters), strict=True):
+                scores[names[id(parameter)]] = (parameter.detach() * flow).abs()
+    if others := [name for name in scene.parameters if name not in scores]:
         raise UnsupportedError(
-            f"synflow scores parts of the adapter, and {strangers[0]!r} is none; choose another scorer"
+            f"synflow scores parts of the adapter, and {others[0]!r} is none; choose another scorer"
         )
     return scores
 
@@ -175,29 +174,28 @@ def _grad(
     )
 
 
-def _flow(insertion: Insertion, wanted: list[nn.Parameter]) -> tuple[Tensor, ...]:
-    """∂R/∂θ of one part at |θ|; its values are as before afterwards."""
+def _flow(insertion: Insertion, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    """∂R/∂θ of `parameters` of one part at |θ|; its values are as before afterwards."""
     part, site = insertion.module, insertion.site
     if "hidden" not in inspect.signature(part.forward).parameters:
         raise UnsupportedError(
             f"{type(part).__name__} reads no input that synflow could fill with ones; choose another scorer"
         )
-    parameters = list(part.parameters())
-    values = [parameter.detach().clone() for parameter in parameters]
+    values = [(parameter, parameter.detach().clone()) for parameter in part.parameters()]
     hosted = site.side == "output" and site.module.weight.ndim == 2
     read = insertion.source.width if insertion.source else features(site.module)[0] if hosted else site.width
-    ones = torch.ones(1, 1, max(site.width, read), dtype=wanted[0].dtype, device=wanted[0].device)
+    ones = torch.ones(1, 1, max(site.width, read), dtype=parameters[0].dtype, device=parameters[0].device)
     try:
         with torch.no_grad():
-            for parameter in parameters:
+            for parameter, _ in values:
                 parameter.abs_()
         with ExitStack() as stack:
             for module in part.modules():
                 if isinstance(module, Gate):
                     stack.enter_context(module.current.reading(Input((1, 1), None)))
-            made = part(ones[..., : site.width], ones[..., :read])
-        return _grad(made.sum(), wanted)
+            output = part(ones[..., : site.width], ones[..., :read])
+        return _grad(output.sum(), parameters)
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
+            for parameter, value in values:
                 parameter.copy_(value)

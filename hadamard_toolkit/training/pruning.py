@@ -1,4 +1,4 @@
-"""Pruning as a step of a run: batches drawn from a task, masks put to work before or during training."""
+"""Pruning as a step of a run: batches drawn from a task, masks applied before or during training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draw_batches(
     stride: int | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
-    """`examples` training rows of `task`, drawn with `seed` and put into batches of like length, for `sparsify`.
+    """`examples` training rows of `task`, drawn with `seed`, in batches of similar length, for `sparsify`.
 
     Of a span task they are questions, and the batches hold every window over their contexts (`max_length` and `stride`
     as in `Protocol`), as training does: the loss is the mean of start and end cross-entropy, and a window without
@@ -45,8 +45,8 @@ def draw_batches(
     what it trains on, never from its validation rows). The batches know their seed, task and rows, and
     `Masks.provenance` keeps that. Raises `ArgumentError` for more examples than there are.
     """
-    for name, value in (("examples", examples), ("batch_size", batch_size)):
-        check_whole(name, value, least=1)
+    check_whole("examples", examples, least=1)
+    check_whole("batch_size", batch_size, least=1)
     check_whole("seed", seed, least=0)
     check_whole("max_length", max_length, least=3)
     pool = np.arange(len(task.splits["train"])) if rows is None else np.sort(np.asarray(rows))
@@ -56,10 +56,10 @@ def draw_batches(
         )
     drawn = np.sort(np.random.default_rng([seed, _STREAM]).permutation(pool)[:examples])
     kind = kind_of(task, tokenizer, Protocol(max_length=max_length, stride=stride))
-    found = kind.encode(task.splits["train"].select(drawn))
-    order = np.argsort(found.lengths, kind="stable")
-    groups = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
-    made = [kind.collate(found.__getitems__(group)) for group in groups]
+    encoded = kind.encode(task.splits["train"].select(drawn))
+    order = np.argsort(encoded.lengths, kind="stable").tolist()
+    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [kind.collate(encoded.__getitems__(group)) for group in groups]
     origin = {
         "data_seed": seed,
         "task": task.name,
@@ -69,7 +69,7 @@ def draw_batches(
     }
     if task.kind == "span":
         origin |= {"questions": examples, "stride": stride}
-    return replace(Batches.of(inputs_of(batch) | kind.targets(batch) for batch in made), origin=origin)
+    return replace(Batches.of(inputs_of(batch) | kind.targets(batch) for batch in batches), origin=origin)
 
 
 def prune_for_run(
@@ -81,20 +81,13 @@ def prune_for_run(
     *,
     seed: int,
 ) -> tuple[Attachment, GradualPruning | None]:
-    """Put the masks of `sparsity` to work before training: the attachment, and what `train` calls after every step.
+    """Apply the masks of `sparsity` before training. Returns the attachment, and what `train` calls after every step.
 
-    The attachment is another one than before for the control with other initial weights.
+    The control with other initial weights needs a new attachment; otherwise it is the one that was given.
     """
     if sparsity.when == "gradual":
-        return attachment, GradualPruning(
-            attachment,
-            sparsity=sparsity.sparsity,
-            scope=sparsity.scope,
-            begin=sparsity.begin,
-            end=sparsity.end,
-            every=sparsity.every,
-            maskable=sparsity.maskable,
-        )
+        names = ("sparsity", "scope", "begin", "end", "every", "maskable")
+        return attachment, GradualPruning(attachment, **{name: getattr(sparsity, name) for name in names})
     mask_seed = seed if sparsity.seed is None else sparsity.seed
     batches = None
     if SCORERS[sparsity.scorer].data or sparsity.warmup_steps:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hadamard_toolkit.sparsity.allocate import erdos_renyi, keep_best, keep_top, pools, share_out
-from hadamard_toolkit.sparsity.maskable import Place
+from hadamard_toolkit.sparsity.maskable import ParameterSite
 
 SHAPES = st.lists(
     st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple), min_size=1, max_size=8
@@ -30,7 +30,9 @@ def test_realised_density_is_the_requested_one_to_one_entry(
 ) -> None:
     shapes = {f"p{i}": shape for i, shape in enumerate(shapes_)}
     layers = data.draw(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=len(shapes), max_size=len(shapes)))
-    places = {name: Place(layer, "site", "projections") for name, layer in zip(shapes, layers, strict=True)}
+    places = {
+        name: ParameterSite(layer, "site", "projections") for name, layer in zip(shapes, layers, strict=True)
+    }
     coarse = data.draw(st.booleans())  # many ties
     noise = np.random.default_rng(data.draw(st.integers(0, 99)))
     values = {name: noise.integers(0, 3, s) if coarse else noise.random(s) for name, s in shapes.items()}

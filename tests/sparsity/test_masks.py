@@ -230,7 +230,7 @@ def test_masks_have_files_of_their_own_with_provenance(tmp_path: Path) -> None:
     assert list(loaded.kept) == list(masks.kept)
     assert all(torch.equal(mask, masks.kept[name]) for name, mask in loaded.kept.items())
     assert all(array.dtype == np.bool_ for array in loaded.arrays().values())
-    with pytest.raises(ArgumentError, match="not at work"):
+    with pytest.raises(ArgumentError, match="not applied"):
         loaded.remove()
 
     attachment = loaded.attach(tiny_model("bert"))
@@ -329,7 +329,7 @@ def test_a_masked_lora_merges_and_detaches() -> None:
     attachment.detach()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(**tiny_batch()).logits, plain)
-    with pytest.raises(ArgumentError, match="not at work"):
+    with pytest.raises(ArgumentError, match="not applied"):
         masks.remove()
 
 

@@ -319,7 +319,7 @@ def test_kinds_and_names_of_what_may_be_masked() -> None:
     ("adapter", "maskable", "message"),
     [
         (ht.Hadamard(), "projections", r"has no projections that can be masked; it has vectors, norms"),
-        (ht.HeadOnly(), "projections", "no maskable parameters at all"),
+        (ht.HeadOnly(), "projections", "nothing that can be masked"),
         (ht.HeadOnly(), "all", "nothing that can be masked"),
         (ht.PrefixTuning(2), "all", "nothing that can be masked"),
         (ht.PrefixTuning(2), ("adapter.prefix_network.embedding",), "is not stored"),
