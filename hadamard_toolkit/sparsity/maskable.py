@@ -43,9 +43,7 @@ def targets(attachment: Attachment, maskable: Maskable = "projections") -> dict[
     """
     everything = dict(_everything(attachment))
     choices = (maskable,) if isinstance(maskable, str) else maskable
-    chosen = (
-        {name for choice in choices for name in _chosen(attachment, everything, choice)} if everything else ()
-    )
+    chosen = {name for choice in choices for name in _chosen(attachment, everything, choice)}
     if not chosen:
         raise ArgumentError(f"maskable={maskable!r}: {attachment.adapter} has nothing that can be masked")
     return {name: target for name, target in everything.items() if name in chosen}
@@ -55,7 +53,8 @@ def _chosen(attachment: Attachment, everything: dict[str, Target], choice: str) 
     if choice in everything:
         return [choice]
     kinds = KINDS if choice == "all" else (choice,)
-    if names := [name for name, target in everything.items() if target.site.kind in kinds]:
+    names = [name for name, target in everything.items() if target.site.kind in kinds]
+    if names or (choice in ("all", *KINDS) and not everything):
         return names
     if choice in attachment.named_parameters():
         raise ArgumentError(
