@@ -1,4 +1,4 @@
-"""Continued pretraining: masking, text, the step itself, its cache, and its place in specs and records."""
+"""Continued pretraining: the text, the step itself, its cache, and its place in runs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import DatasetDict
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -27,10 +23,10 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.tasks.base import in_memory
-from hadamard_toolkit.training import continued_pretraining, protocols
+from hadamard_toolkit.training import continued_pretraining
 from hadamard_toolkit.training.continued_pretraining import CORPORA, adapt, gather
 from hadamard_toolkit.training.loop import train
-from hadamard_toolkit.training.masked_lm import NOT_CHOSEN, MaskedText
+from hadamard_toolkit.training.masked_lm import MaskedText
 from hadamard_toolkit.training.pretraining_step import ContinuedPretraining
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.protocols import dapt, tapt
@@ -95,60 +91,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def base_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.base_model.named_parameters()}
-
-
-# masking -----------------------------------------------------------------------------------------------------------
-
-
-@given(st.floats(0.05, 0.5), st.integers(0, 2**31))
-def test_a_share_of_the_tokens_is_chosen_and_most_of_them_are_masked(share: float, seed: int) -> None:
-    kind = MaskedText(TOKENIZER, share=share, max_length=64)
-    rows = kind.encode(in_memory({"text": [" ".join(random.Random(seed).choices(WORDS[5:], k=62))] * 64}))
-    torch.manual_seed(seed)
-    batch = kind.collate(rows.__getitems__(range(64)))
-    ids, labels = batch["input_ids"], batch["labels"]
-    before = torch.tensor(rows.inputs["input_ids"])
-    chosen = labels != NOT_CHOSEN
-    n = 64 * 62
-    assert abs(chosen.sum() / n - share) < 5 * (share * (1 - share) / n) ** 0.5
-    assert torch.equal(labels[chosen], before[chosen])
-    assert torch.equal(ids[~chosen], before[~chosen])
-    assert not chosen[:, [0, -1]].any()
-    masked = ids[chosen] == TOKENIZER.mask_token_id
-    kept = ids[chosen] == before[chosen]
-    spread = 5 * (0.25 / int(chosen.sum())) ** 0.5
-    assert abs(masked.float().mean() - (0.8 + 0.1 / len(WORDS))) < spread  # a random token may be [MASK]
-    assert abs(kept.float().mean() - (0.1 + 0.1 / len(WORDS))) < spread
-
-
-def test_masks_are_new_in_training_and_the_same_in_every_evaluation() -> None:
-    kind = MaskedText(TOKENIZER, max_length=16, seed=3)
-    rows = kind.encode(in_memory({"text": sentences(64, 0)}))
-    one, two = (kind.collate(rows.__getitems__(range(64)))["labels"] for _ in range(2))
-    assert not torch.equal(one, two)
-    model = tiny_bert(head="masked-lm", vocab_size=len(WORDS))
-    accelerator = continued_pretraining.open_accelerator(Protocol())
-    first, second = (kind.predict(accelerator, model, kind.source(rows), 16) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert kind.score((), first, rows)["loss"] == pytest.approx(first[:, 0].sum() / first[:, 1].sum())
-
-
-def test_padding_is_never_chosen_and_a_batch_is_never_without_a_choice() -> None:
-    kind = MaskedText(TOKENIZER, share=1e-9, max_length=16)
-    rows = kind.encode(in_memory({"text": ["w1", "w1 w2 w3 w4"]}))
-    batch = kind.collate(rows.__getitems__([0, 1]))
-    assert (batch["labels"] != NOT_CHOSEN).sum() == 1
-    assert (batch["input_ids"] == TOKENIZER.mask_token_id).sum() == 1
-    everything = MaskedText(TOKENIZER, share=1 - 1e-9, max_length=16).collate(rows.__getitems__([0, 1]))
-    assert ((everything["labels"] != NOT_CHOSEN).sum(1)).tolist() == [1, 4]
-
-
-def test_long_texts_are_cut_into_pieces_without_loss() -> None:
-    words = [f"w{n % 40}" for n in range(50)]
-    rows = MaskedText(TOKENIZER, max_length=16).encode(in_memory({"text": [" ".join(words), "w1", ""]}))
-    assert rows.lengths == [16, 16, 16, 10, 3]
-    pieces = [ids[1:-1] for ids in rows.inputs["input_ids"][:4]]
-    assert TOKENIZER.convert_ids_to_tokens([token for piece in pieces for token in piece]) == words
 
 
 def test_every_field_of_a_step_is_what_it_is_trained_with(
@@ -376,53 +318,6 @@ def test_what_cannot_be_pretrained_is_refused_by_name(tmp_path: Path, backbone: 
 
 
 # specs, runs and records -------------------------------------------------------------------------------------------
-
-
-def spec(**changes: Any) -> RunSpec:
-    return RunSpec("minilm-l6", "sst2", ht.Hadamard(), Protocol(**changes))
-
-
-def test_keys_change_with_pretraining_and_stay_without() -> None:
-    assert "pretraining" not in spec().to_json()
-    assert "stride" not in spec().to_json()
-    assert spec(pretraining=()).key == spec(stride=None).key == spec().key
-    different = [
-        (tapt(),),
-        (tapt(epochs=4),),
-        (dapt("reviews"),),
-        (dapt("reviews"), tapt()),
-        (tapt(), dapt("reviews")),
-    ]
-    assert len({spec().key, *(spec(pretraining=steps).key for steps in different)}) == 6
-    assert spec(pretraining=tapt(learning_rate=1)).key == spec(pretraining=(tapt(learning_rate=1.0),)).key
-    assert len({spec(stride=stride).key for stride in (None, 0, 32)}) == 3
-
-
-def test_protocols_with_steps_are_values() -> None:
-    protocol = protocols.hadamard(pretraining=[dapt("news", rows=10), tapt()])
-    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
-    assert hash(Protocol.from_dict(protocol.to_dict())) == hash(protocol)
-    assert RunSpec.from_dict(spec(pretraining=(tapt(),)).to_dict()) == spec(pretraining=(tapt(),))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Protocol(pretraining="tapt"), "pretraining='tapt' is not allowed"),
-        (lambda: Protocol(pretraining=("tapt",)), "pretraining has the step 'tapt'"),
-        (lambda: Protocol(pretraining=({"texts": "task"},)), "field of ContinuedPretraining='texts'"),
-        (lambda: tapt(mask_share=1.0), "mask_share=1.0 is not allowed"),
-        (lambda: tapt(epochs=0), "epochs=0 is not allowed"),
-        (lambda: tapt(epochs=1.5), "epochs=1.5 is not allowed; it must be a whole number"),
-        (lambda: tapt(rows=1), "rows=1 is not allowed"),
-        (lambda: tapt(learning_rate="fast"), "learning_rate='fast' is not allowed"),
-        (lambda: tapt(precision="fp16"), "precision='fp16' is not allowed"),
-        (lambda: dapt(""), "text='' is not allowed"),
-    ],
-)
-def test_bad_steps_are_refused_by_name(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        make()
 
 
 def test_a_run_records_its_pretraining_and_can_be_restored(

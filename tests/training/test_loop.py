@@ -2,28 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
 from safetensors.torch import save
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError, UnsupportedError
-from hadamard_toolkit.tasks.base import Task, in_memory
+from hadamard_toolkit.errors import TrainingError
+from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import stages
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, stages_of, train
 from hadamard_toolkit.training.protocol import Protocol
-from tests.architectures import tiny_config, tiny_model
+from tests.architectures import tiny_config
 from tests.training.test_features import MaxPooled
-from tests.training.test_question_answering import span_task
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -309,61 +303,6 @@ def test_bf16_and_fp32_runs_may_follow_each_other_and_parameters_stay_float32() 
     assert 0 < gap < 0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("adapter", "policy", "roles"),
-    [
-        (ht.HeadOnly(), "first-then-frozen", "head"),  # on cached features
-        (ht.Hadamard(), "first-then-frozen", "head and norm"),
-        (ht.LoRA(), "trained", "head"),
-        (ht.Hadamard(), "frozen-random", "norm"),
-        (ht.BitFit(), "frozen-random", "adapter"),
-    ],
-)
-def test_what_would_train_in_half_precision_is_refused_before_any_work(
-    adapter: Any, policy: str, roles: str, dtype: torch.dtype
-) -> None:
-    attachment = ht.attach(tiny_bert().to(dtype), adapter)
-    passes: list[int] = []
-    attachment.model.register_forward_hook(lambda *_: passes.append(1))
-    with pytest.raises(
-        UnsupportedError, match=f"the model's {roles} would train in {dtype}".replace("torch.", "")
-    ):
-        go(attachment, protocol=shortly(head=policy))
-    assert not passes
-    attachment.model.float()  # the way out that the error names
-    assert go(attachment, protocol=shortly(head=policy)).details["fallback"] is None
-
-
-@pytest.mark.parametrize(
-    "adapter", [ht.LoRA(), ht.Pfeiffer(bottleneck=4), ht.PrefixTuning(length=2), ht.Hadamard(norm=None)]
-)
-def test_an_adapter_in_float32_trains_on_a_backbone_in_half_precision(adapter: Any) -> None:
-    results = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        attachment = ht.attach(tiny_bert(**STILL).to(dtype), adapter)
-        assert {p.dtype for p in attachment.parameters("adapter")} == {torch.float32}
-        before = attachment.state_dict()
-        results[dtype] = go(attachment, protocol=shortly(head="frozen-random"))
-        assert changed_roles(attachment, before) == {"adapter"}
-    one, half = (found.predictions["test"] for found in results.values())
-    assert 0 < np.abs(one - half).max() < 0.1
-
-
-def test_requests_that_do_not_fit_are_refused_by_name() -> None:
-    attachment = ht.attach(tiny_bert(), ht.HeadOnly())
-    with pytest.raises(ArgumentError, match="head='frozen-random' with HeadOnly"):
-        go(attachment, protocol=shortly(head="frozen-random"))
-    with pytest.raises(ArgumentError, match="2 outputs, but task 'tiny' needs 1"):
-        go(attachment, tiny_task("regression"))
-    with pytest.raises(ArgumentError, match="train_rows=1000"):
-        go(attachment, protocol=shortly(train_rows=1000))
-    with pytest.raises(ArgumentError, match="seed=-1"):
-        go(attachment, seed=-1)
-    with pytest.raises(ArgumentError, match="needs 2 of a span head"):
-        go(attachment, span_task())
-
-
 def test_a_stage_without_parameters_is_left_out() -> None:
     assert [stage.name for stage in stages_of(ht.attach(tiny_bert(), ht.HeadOnly()), SHORT)] == ["stage_one"]
     assert [stage.roles for stage in stages_of(ht.attach(tiny_bert(), ht.Hadamard()), SHORT)] == [
@@ -372,122 +311,9 @@ def test_a_stage_without_parameters_is_left_out() -> None:
     ]
 
 
-WORKER = """
-import json
-import sys
-import numpy as np
-import torch
-import hadamard_toolkit as ht
-from hadamard_toolkit.training.loop import train
-from hadamard_toolkit.training.protocol import Protocol
-from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
-
-attachment = ht.attach(tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), ht.Hadamard())
-protocol = Protocol.from_dict(json.loads(sys.argv[2]))
-outcome = train(attachment, tiny_task(train=78, test=37), tiny_tokenizer(), protocol)
-if torch.distributed.get_rank() == 0:
-    np.savez(sys.argv[1], plain="forward" not in vars(attachment.model), **outcome.predictions)
-assert outcome.details["processes"] == 2
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_predict_as_one_does(tmp_path: Path, repository: Path) -> None:
-    protocol = shortly(eval_batch_size=10, train_rows=64, validation_rows=13, schedule="constant")
-    script, result = tmp_path / "worker.py", tmp_path / "two.npz"
-    script.write_text(WORKER)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(script), str(result), json.dumps(protocol.to_dict())),
-        ],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = np.load(result)
-    attachment = ht.attach(tiny_bert(**STILL), ht.Hadamard())
-    one = go(attachment, tiny_task(train=78, test=37), protocol).predictions
-    assert two["plain"]  # accelerate left no patch on the model
-    for name in ("validation", "test"):
-        assert np.ptp(one[name], axis=0).min() > 0.1
-        assert np.abs(one[name] - two[name]).max() < 1e-3
-
-
-def test_more_tokens_than_the_backbone_has_positions_is_one_clear_error() -> None:
-    with pytest.raises(ArgumentError, match="max_length=41 is not allowed; this backbone reaches 40 tokens"):
-        go(ht.attach(tiny_bert(), ht.Hadamard()), tiny_task(), shortly(max_length=41))
-
-
-def test_a_prompt_counts_among_the_positions() -> None:
-    """Before the training, not at the first long batch."""
-    attachment = ht.attach(tiny_bert(), ht.PromptTuning(length=4))
-    with pytest.raises(
-        ArgumentError, match=r"max_length=37 is not allowed; .* reaches 36 tokens with this prompt"
-    ):
-        go(attachment, tiny_task(), shortly(max_length=37))
-    go(attachment, tiny_task(), shortly(max_length=36))
-
-
 def test_the_labels_of_the_task_have_their_names_afterwards() -> None:
     attachment, task = ht.attach(tiny_bert(), ht.Hadamard()), tiny_task()
     go(attachment, task, shortly())
     assert attachment.labels == list(task.labels)
     assert attachment.task == task.name
     assert attachment.model.config.id2label == dict(enumerate(task.labels))
-
-
-def test_a_tokenizer_of_another_model_is_refused_before_the_first_step() -> None:
-    attachment = ht.attach(tiny_bert(), ht.Hadamard())
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"new{number}" for number in range(41)])
-    with pytest.raises(DataError, match=r"token 'new40' has id 60.*resize_token_embeddings\(61\) first"):
-        ht.train(attachment, tiny_task(), tokenizer, ht.protocols.smoke(max_length=24))
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_scores_do_not_depend_on_the_batches_whatever_the_config_pads_with(
-    architecture: str, side: str
-) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = side
-    predictions = []
-    for batch in (1, 8):
-        model = tiny_model(architecture, pad_token_id=5, eos_token_id=2)  # the tokenizer pads with 0
-        protocol = ht.protocols.smoke(
-            epochs=1,
-            head_epochs=1,
-            train_rows=8,
-            validation_rows=8,
-            test_rows=16,
-            max_length=24,
-            eval_batch_size=batch,
-        )
-        outcome = ht.train(ht.attach(model, ht.HeadOnly()), tiny_task(), tokenizer, protocol)
-        predictions.append(outcome.predictions["test"])
-    np.testing.assert_allclose(*predictions, atol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", ["bart", "t5"])
-def test_rows_that_do_not_end_once_are_refused_before_the_first_step(architecture: str) -> None:
-    task, steps = tiny_task(), 0
-    rows = task.splits["test"].to_dict()
-    rows["text"][7] += " [SEP] and so on"  # the end token, spelled out
-    ends_twice = dataclasses.replace(task, splits=DatasetDict(task.splits | {"test": in_memory(rows)}))
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-
-    attachment = ht.attach(tiny_model(architecture), ht.Hadamard())
-    with pytest.raises(DataError, match=r"split 'test', row 7 has 2 end tokens '\[SEP\]'.*others have 1"):
-        ht.train(attachment, ends_twice, tiny_tokenizer(), shortly(), on_step=count)
-    endless = tiny_tokenizer()
-    endless.backend_tokenizer.post_processor = None
-    with pytest.raises(DataError, match=r"no end token '\[SEP\]'"):
-        ht.train(attachment, task, endless, shortly(), on_step=count)
-    assert steps == 0
