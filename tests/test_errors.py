@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import dataclass
 
 import pytest
 
 from hadamard_toolkit.errors import (
     ArgumentError,
     check_choice,
+    check_fields,
     check_number,
     check_range,
     check_whole,
@@ -100,3 +103,23 @@ def test_a_number_beyond_a_bound_is_refused(value: float, bounds: dict[str, floa
     if value == value:
         with pytest.raises(ArgumentError, match=rf"^rate={value} is not allowed; it must be [<>]=? {bound}$"):
             check_number("rate", value, **bounds)
+
+
+@check_fields
+@dataclass(frozen=True)
+class Point:
+    """A place."""
+
+    across: float
+    down: float = 0.0
+
+
+def test_a_checked_dataclass_names_unknown_and_missing_fields_and_is_otherwise_as_before() -> None:
+    assert (Point(1.0), Point(1.0, 2.0)) == (Point(across=1.0), Point(down=2.0, across=1.0))
+    assert list(inspect.signature(Point).parameters) == ["across", "down"]
+    with pytest.raises(
+        ArgumentError, match=r"^field of Point='acros' is not allowed.*Did you mean 'across'\?$"
+    ):
+        Point(acros=1.0)  # type: ignore[call-arg]
+    with pytest.raises(ArgumentError, match=r"^Point needs the field 'across'$"):
+        Point(down=2.0)  # type: ignore[call-arg]

@@ -55,8 +55,7 @@ def pools(
 
 
 def pools_towards(final: Sequence[Pool], goal: Sequence[Pool], removed: Sequence[int]) -> list[Pool]:
-    """`goal` as a step on the way to `final`: no pool loses fewer than the `removed` of before, or more than in the
-    end."""
+    """`goal`, but no pool has fewer entries removed than the `removed` of before, or more than in `final`."""
     return [
         replace(last, removed=max(before, min(now.removed, last.removed)))
         for last, now, before in zip(final, goal, removed, strict=True)

@@ -1,7 +1,7 @@
 """Attention under `torch.func.vmap`: the runs of a bank are folded into the batch before the fused kernel.
 
-PyTorch has no batching rule for its fused attention kernels and would call them once per run. Masks are made without
-asking whether any position is padded, which vmap cannot answer.
+PyTorch has no batching rule for its fused attention kernels and would call them once per run. Masks are always built,
+since under vmap one cannot ask whether any position is padded.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-FUSED = ("sdpa",)
-MASKS = ("sdpa", "eager")
-
 
 class _Folded(torch.autograd.Function):
     """`attend(query, key, value, mask, bias)`, its batching rule being to make the runs a part of the batch."""
@@ -32,7 +29,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass  # under vmap the rule below runs instead, and its own operations are what autograd sees
+        pass  # under vmap the rule below runs instead, and autograd sees its operations
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -51,7 +48,7 @@ class _Folded(torch.autograd.Function):
 
 
 def _fold(tensor: Tensor | None, dim: int | None, runs: int, rows: int) -> Tensor | None:
-    """[rows, …] of each run as [runs · rows, …]; what is the same for all runs or all rows may stay one row."""
+    """[rows, …] of each run as [runs · rows, …]; a single row for all runs and rows stays one."""
     if tensor is None:
         return None
     if dim is None:
@@ -74,8 +71,8 @@ def _attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        given = {} if bias is None else {"position_bias": bias}
-        output: Tensor = original(module, query, key, value, mask, **given, **options)[0]
+        extra = {} if bias is None else {"position_bias": bias}
+        output: Tensor = original(module, query, key, value, mask, **extra, **options)[0]
         return output
 
     return _Folded.apply(attend, query, key, value, attention_mask, position_bias), None
@@ -85,6 +82,12 @@ def _mask(original: Callable[..., Any], **options: Any) -> Any:
     return original(**{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
 
+# Registry of transformers, name in it, and what stands in for the function of that name.
+_STAND_INS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (ALL_ATTENTION_FUNCTIONS, "sdpa", _attention),
+    (ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", _mask),
+    (ALL_MASK_ATTENTION_FUNCTIONS, "eager", _mask),
+)
 _lock, _blocks = threading.Lock(), 0
 
 
@@ -95,17 +98,13 @@ def folded_attention() -> Iterator[None]:
     with _lock:
         _blocks += 1
         if _blocks == 1:
-            for name in FUSED:
-                ALL_ATTENTION_FUNCTIONS[name] = partial(_attention, ALL_ATTENTION_FUNCTIONS[name])
-            for name in MASKS:
-                ALL_MASK_ATTENTION_FUNCTIONS[name] = partial(_mask, ALL_MASK_ATTENTION_FUNCTIONS[name])
+            for functions, name, stand_in in _STAND_INS:
+                functions[name] = partial(stand_in, functions[name])
     try:
         yield
     finally:
         with _lock:
             _blocks -= 1
             if _blocks == 0:
-                for name in FUSED:
-                    del ALL_ATTENTION_FUNCTIONS[name]
-                for name in MASKS:
-                    del ALL_MASK_ATTENTION_FUNCTIONS[name]
+                for functions, name, _ in _STAND_INS:
+                    del functions[name]

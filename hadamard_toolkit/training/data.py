@@ -123,9 +123,9 @@ class Features:
 
 
 def check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-    """Raise `DataError` unless every row has the same number of end tokens, one or more, where the head reads the last.
+    """Raise `DataError` unless every row has the same number of end tokens, one or more.
 
-    It does in encoder-decoder models, which compare the rows of a batch.
+    Only the heads of encoder-decoder models need that: they read the last one, and look for it in all rows at once.
     """
     end = getattr(model.config, "eos_token_id", None)
     if not model.config.is_encoder_decoder or data.task.kind == "span" or end is None:
