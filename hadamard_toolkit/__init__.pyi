@@ -3,6 +3,7 @@ from . import plotting as plotting, studies as studies
 from .adapters.attachment import Attachment as Attachment, attach as attach
 from .adapters.base import Adapter as Adapter, SiteModule as SiteModule, register as register
 from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
+from .adapters.counting import parameter_counts as parameter_counts
 from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters
 from .adapters.hadamard import Hadamard as Hadamard
 from .adapters.ia3 import IA3 as IA3

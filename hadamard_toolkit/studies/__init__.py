@@ -100,6 +100,7 @@ from hadamard_toolkit.studies.tables import (
     vector_table,
 )
 from hadamard_toolkit.studies.text import (
+    as_text,
     in_order,
     interval_text,
     intervals,
@@ -115,6 +116,7 @@ __all__ = [
     "ablation_table",
     "against_chance",
     "alike_beyond",
+    "as_text",
     "better_than_chance",
     "cka_debiased",
     "cka_summary",

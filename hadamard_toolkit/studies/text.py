@@ -98,3 +98,18 @@ def listed(names: Iterable[object], nothing: str = "none") -> str:
     """`"a, b and c"`, or `nothing` for an empty list."""
     *first, last = [str(name) for name in names] or [nothing]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def as_text(table: pd.DataFrame, *, digits: int = 3) -> pd.DataFrame:
+    """The table to show: whole numbers as `"36,864"`, others with `digits` decimals, missing ones empty."""
+    check_range("digits", digits, least=0)
+
+    def text(cell: object) -> object:
+        if isinstance(cell, bool | np.bool_) or not isinstance(cell, int | float | np.number):
+            return "" if cell is None else cell
+        if isinstance(cell, int | np.integer):
+            return f"{cell:,}"
+        return "" if np.isnan(cell) else f"{cell:,.{digits}f}"
+
+    # column by column: a row of mixed numbers would turn whole ones into floats
+    return pd.DataFrame({name: table[name].map(text).astype(object) for name in table.columns})

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from hadamard_toolkit.studies import (
+    as_text,
     in_order,
     interval_text,
     intervals,
@@ -106,3 +107,15 @@ def test_a_list_in_a_sentence() -> None:
         "none",
         "no task",
     ]
+
+
+def test_numbers_of_a_table_as_they_are_read() -> None:
+    table = pd.DataFrame(
+        {"trained": [36864, 7], "share": [0.0336711, np.nan], "fits": [True, False], "name": ["a", "b"]},
+        index=pd.Index(["x", "y"], name="method"),
+    )
+    shown = as_text(table, digits=4)
+    assert shown.loc["x"].tolist() == ["36,864", "0.0337", True, "a"]
+    assert shown.loc["y"].tolist() == ["7", "", False, "b"]
+    assert shown.index.name == "method"
+    assert as_text(pd.DataFrame({"big": [1234.5]}), digits=0)["big"].tolist() == ["1,234"]
