@@ -92,6 +92,7 @@ from hadamard_toolkit.studies.sufficient import kept_share, smallest_set
 from hadamard_toolkit.studies.tables import (
     constant_score,
     history_table,
+    learned,
     mark_failed,
     measured_table,
     normalised_scores,
@@ -102,6 +103,7 @@ from hadamard_toolkit.studies.tables import (
 from hadamard_toolkit.studies.text import (
     as_text,
     in_order,
+    interval_table,
     interval_text,
     intervals,
     listed,
@@ -139,6 +141,7 @@ __all__ = [
     "history_table",
     "holm",
     "in_order",
+    "interval_table",
     "interval_text",
     "intervals",
     "kept_and_removed",
@@ -147,6 +150,7 @@ __all__ = [
     "kinship_tests",
     "layer_importance",
     "layer_scores",
+    "learned",
     "leave_one_out",
     "listed",
     "low_resource_table",

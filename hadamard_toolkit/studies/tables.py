@@ -57,6 +57,16 @@ def mark_failed(scores: pd.DataFrame, store: RunStore, *, margin: float = 0.01) 
     return marked.assign(failed=marked["score"] <= marked["constant"] + margin)
 
 
+def learned(marked: pd.DataFrame, *, control: str = "HeadOnly") -> pd.DataFrame:
+    """The rows of the tasks in which something was learned: at most half of the runs with trained layers have failed.
+
+    `marked` is a table of `mark_failed`. Runs of `control`, which trains no layer, do not count. A task that no method
+    learns says nothing about methods, and draws every mean difference towards zero.
+    """
+    share = marked[marked["method"] != control].groupby("task")["failed"].mean()
+    return marked[marked["task"].isin(share.index[share <= 0.5])]
+
+
 def normalised_scores(marked: pd.DataFrame, ceiling: str = "FullFineTuning") -> pd.DataFrame:
     """Scores between the constant answer (0) and full fine-tuning (1), to compare tasks of different metrics.
 

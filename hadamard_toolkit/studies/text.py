@@ -94,6 +94,28 @@ def intervals(table: pd.DataFrame, value: str = "mean", *, digits: int = 1, time
     return pd.Series(texts, table.index, dtype=object)
 
 
+def interval_table(
+    table: pd.DataFrame,
+    rows: str | Sequence[str],
+    columns: str,
+    value: str = "mean",
+    *,
+    digits: int = 1,
+    times: float = 1.0,
+    absent: str = "–",
+) -> pd.DataFrame:
+    """`intervals` as a table to show, in the order of `table`: `"+1.1 [+0.1, +2.1] (7)"`, with `n` in brackets.
+
+    Without a column `n` there are no brackets. A cell without a row of `table` says `absent`.
+    """
+    down = [rows] if isinstance(rows, str) else list(rows)
+    texts = intervals(table, value, digits=digits, times=times)
+    if "n" in table.columns:
+        texts += table["n"].map(" ({})".format)
+    cells = table[[*down, columns]].assign(text=texts).set_index([*down, columns])["text"]
+    return cells.unstack(columns, sort=False).fillna(absent)
+
+
 def listed(names: Iterable[object], nothing: str = "none") -> str:
     """`"a, b and c"`, or `nothing` for an empty list."""
     *first, last = [str(name) for name in names] or [nothing]

@@ -68,3 +68,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
         gains(mixed, {"x": ("better", "control")})
     apart = gains(mixed, {"x": ("better", "control")}, on=("task", "seed", "metric"), by="metric")
     assert dict(zip(apart["metric"], apart["n"], strict=True)) == {"accuracy": 2, "spearman": 1}
+
+
+def test_readings_of_the_same_runs_stand_side_by_side() -> None:
+    rows = scores()
+    table = gains({"all": rows, "without a": rows[rows["task"] != "a"]}, {"x": ("better", "control")})
+    assert list(table.columns[:2]) == ["reading", "comparison"]
+    assert table.set_index("reading")["n"].to_dict() == {"all": 3, "without a": 2}
+    whole = gains(rows, {"x": ("better", "control")})
+    pd.testing.assert_frame_equal(table.iloc[[0]].drop(columns="reading"), whole)

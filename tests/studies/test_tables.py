@@ -15,6 +15,7 @@ from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.studies import (
     constant_score,
     history_table,
+    learned,
     mark_failed,
     measured_table,
     normalised_scores,
@@ -123,6 +124,18 @@ def test_normalised_scores_stand_between_the_constant_answer_and_full_fine_tunin
     assert found["Hadamard"].to_dict() == pytest.approx({"x": 0.5, "ranks": 0.75}), "no scale for the third"
     with pytest.raises(ArgumentError, match="ceiling='BitFit'"):
         normalised_scores(marked, "BitFit")
+
+
+def test_tasks_that_no_trained_layer_learns_are_left_out() -> None:
+    rows = [
+        *[("easy", "Hadamard", False), ("easy", "HeadOnly", True), ("easy", "HeadOnly", True)],
+        *[("half", "Hadamard", True), ("half", "LoRA", False)],
+        *[("hard", "Hadamard", True), ("hard", "Hadamard", True), ("hard", "LoRA", False)],
+        *[("hard", "HeadOnly", False), ("head", "HeadOnly", False)],
+    ]
+    marked = pd.DataFrame(rows, columns=["task", "method", "failed"])
+    assert list(learned(marked).index) == [0, 1, 2, 3, 4], "two of three runs on `hard` have failed"
+    assert set(learned(marked, control="Hadamard")["task"]) == {"half", "hard", "head"}
 
 
 def test_an_empty_store_gives_empty_tables(tmp_path: Path) -> None:

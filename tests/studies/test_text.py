@@ -7,6 +7,7 @@ import pytest
 from hadamard_toolkit.studies import (
     as_text,
     in_order,
+    interval_table,
     interval_text,
     intervals,
     listed,
@@ -97,6 +98,24 @@ def test_intervals_of_a_table() -> None:
         "+0.01 [+0.00, +0.02]",
         "+0.02",
     ]
+
+
+def test_a_table_of_intervals_keeps_the_order_and_says_how_many() -> None:
+    table = pd.DataFrame(
+        {
+            "reading": ["z", "z", "a"],
+            "comparison": ["y", "b", "y"],
+            "mean": [0.01, 0.02, 0.03],
+            "low": [0.0, np.nan, 0.02],
+            "high": [0.02, np.nan, 0.04],
+            "n": [7, 1, 5],
+        }
+    )
+    shown = interval_table(table, "reading", "comparison", times=100)
+    assert (list(shown.index), list(shown.columns)) == (["z", "a"], ["y", "b"])
+    assert shown.loc["z"].tolist() == ["+1.0 [+0.0, +2.0] (7)", "+2.0 (1)"]
+    assert shown.loc["a"].tolist() == ["+3.0 [+2.0, +4.0] (5)", "–"]
+    assert interval_table(table.drop(columns="n"), "reading", "comparison", digits=2).iloc[0, 1] == "+0.02"
 
 
 def test_a_list_in_a_sentence() -> None:
