@@ -50,7 +50,7 @@ ht.plotting.sites(ht.Hadamard())
 # %% tags=["nbval-check-output"]
 task = ht.load_task("embedded/tweets-polarity")
 print({split: len(rows) for split, rows in task.splits.items()}, "| metric:", task.metric)
-task.splits["train"].select(range(3)).to_pandas()
+task.splits["train"].select_columns(["text", "label"]).select(range(3)).to_pandas()
 
 # %% [markdown]
 # The backbone is a plain `transformers` model with a fresh classification *head*, the linear layer that turns the first token's
@@ -186,7 +186,7 @@ ht.plotting.score_by_method(scores, metric="Accuracy")
 shown = ht.studies.mean_sd(scores, "method", times=100, digits=1)
 constant = ht.studies.constant_score(reference.run(scores["key"].iloc[0]))
 Markdown(
-    f"**Finding.** Accuracy in per cent on {scores['n'].max()} test tweets, mean ± standard deviation (seeds): "
+    f"**Finding.** Accuracy in per cent on {scores['n'].max()} test tweets, mean ± sd (seeds): "
     + "; ".join(f"{method} {text}" for method, text in shown.items())
     + f". One answer for all tweets would score {100 * constant:.1f}."
 )

@@ -139,8 +139,8 @@ ht.studies.interval_table(gains, "reading", "comparison", times=100).add_prefix(
 sst2 = scores[scores["task"] == "sst2"]
 [over_head] = ht.studies.intervals(ht.studies.gains(sst2, against, over="seed"), times=100)
 Markdown(
-    f"On SST-2 ({sst2['n'].max()} development rows, {sst2['seed'].nunique()} seeds) the two-stage Hadamard adapter is "
-    f"**{over_head} points** above the head alone (95 % interval for other seeds)."
+    f"On SST-2 ({sst2['n'].max()} development rows, {sst2['seed'].nunique()} seeds) the two-stage Hadamard "
+    f"adapter is **{over_head} points** above the head alone (95 % interval for other seeds)."
 )
 
 # %% [markdown]
@@ -218,8 +218,8 @@ tasks_of = gains.groupby("reading")["n"].max()
 factor = (rms.max(axis=1) / rms.min(axis=1)).max()
 Markdown(
     f"**Finding.** On the {tasks_of[second]} tasks where something is learned, the Hadamard adapter is "
-    f"{text[second, '− HeadOnly']} points above the head alone, {text[second, '− LayerNormTuning']} above "
-    f"the norms alone, and {text[second, '− FullFineTuning']} from full fine-tuning. On all "
+    f"{text[second, '− HeadOnly']} points above the head alone, {text[second, '− LayerNormTuning']} "
+    f"above the norms alone, and {text[second, '− FullFineTuning']} from full fine-tuning. On all "
     f"{tasks_of[first]} tasks with accuracy the same three are {text[first, '− HeadOnly']}, "
     f"{text[first, '− LayerNormTuning']} and {text[first, '− FullFineTuning']} (95 % intervals for other "
     f"tasks). W moves most in layer {rms.loc['weight'].idxmax()} and b in layer {rms.loc['bias'].idxmax()}, "

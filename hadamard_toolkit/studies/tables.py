@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,40 @@ def normalised_scores(marked: pd.DataFrame, ceiling: str = "FullFineTuning") -> 
     top = marked["task"].map(best.groupby("task")["score"].mean())
     gap = top - marked["constant"]
     return marked.assign(normalised=(marked["score"] - marked["constant"]) / gap)[gap.notna()]
+
+
+def cost_table(
+    store: RunStore, families: Mapping[str, str], *, task: str, split: str = "test"
+) -> pd.DataFrame:
+    """What each run of a task trains and scores: task, method, family, seed, parameters, score, n, train_rows.
+
+    For `plotting.score_against_parameters`. `families` maps a method's name to its family; methods that it does not
+    name are left out. `parameters` counts trained ones, the head left out. Sorted by method, family and seed.
+    """
+    runs = store.load()
+    runs = runs[runs["headline"] & (runs["split"] == split) & (runs["task"] == task)]
+    table = runs.rename(columns={"trained": "parameters", "value": "score"})
+    table = table.assign(family=table["method"].map(families)).dropna(subset="family")
+    columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
+    return table.sort_values(columns[:4])[columns].reset_index(drop=True)
+
+
+def rates_tried(store: RunStore, *, split: str = "validation") -> pd.DataFrame:
+    """The mean headline score of every method at every learning rate: method, rate, score, best, edge.
+
+    `best` marks the rate with a method's highest score, and `edge` its lowest and highest rate: where the best one is
+    at an edge, a wider search might have found a better one. The mean is over the tasks and seeds in the store.
+    """
+    runs = store.load()
+    runs = runs[runs["headline"] & (runs["split"] == split)]
+    rates = [json.loads(text)["learning_rate"] for text in runs["protocol"]]
+    table = runs.assign(rate=rates).groupby(["method", "rate"], as_index=False)["value"].mean()
+    table = table.rename(columns={"value": "score"})
+    by_method = table.groupby("method")
+    extremes = by_method["rate"].transform("min"), by_method["rate"].transform("max")
+    table["best"] = table.index.isin(by_method["score"].idxmax())
+    table["edge"] = (table["rate"] == extremes[0]) | (table["rate"] == extremes[1])
+    return table
 
 
 def history_table(store: RunStore) -> pd.DataFrame:

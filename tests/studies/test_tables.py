@@ -14,11 +14,13 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.studies import (
     constant_score,
+    cost_table,
     history_table,
     learned,
     mark_failed,
     measured_table,
     normalised_scores,
+    rates_tried,
     score_table,
     sparse_table,
     vector_table,
@@ -187,3 +189,53 @@ def test_what_was_measured_comes_back_beside_its_run(store: ht.RunStore) -> None
     table = measured_table(store, "width")
     assert table.columns.tolist() == ["key", "task", "method", "seed", "width"]
     assert table.values.tolist() == [[first, "sst2", "Hadamard", 0, 16.5]]
+
+
+def run_rows(**columns: list[object]) -> pd.DataFrame:
+    rows = {"headline": True, "split": "test", "task": "sst2", "seed": 0, "n": 8, "train_rows": 16}
+    return pd.DataFrame(columns).assign(**{name: v for name, v in rows.items() if name not in columns})
+
+
+class Loaded:
+    """A store that loads this table."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.load = lambda: table
+
+
+def test_what_a_run_trains_and_scores() -> None:
+    runs = run_rows(
+        method=["LoRA", "HeadOnly", "LoRA", "BitFit", "LoRA", "LoRA"],
+        task=["sst2", "sst2", "sst2", "sst2", "rte", "sst2"],
+        seed=[1, 0, 0, 0, 0, 0],
+        split=["test"] * 5 + ["validation"],
+        trained=[8, 0, 8, 3, 8, 8],
+        value=[0.7, 0.5, 0.6, 0.9, 0.1, 0.2],
+    )
+    families = {"LoRA": "low rank", "HeadOnly": "control"}
+    table = cost_table(Loaded(runs), families, task="sst2")  # type: ignore[arg-type]
+    columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
+    assert list(table.columns) == columns
+    assert table[["method", "family", "seed", "parameters", "score"]].values.tolist() == [
+        ["HeadOnly", "control", 0, 0, 0.5],
+        ["LoRA", "low rank", 0, 8, 0.6],
+        ["LoRA", "low rank", 1, 8, 0.7],
+    ]
+
+
+def test_rates_tried_their_best_and_their_edges() -> None:
+    rates = [0.1, 0.1, 0.2, 0.3, 0.1, 0.2, 0.3]
+    runs = run_rows(
+        method=["LoRA"] * 4 + ["IA3"] * 3,
+        split=["validation"] * 7,
+        protocol=[f'{{"learning_rate": {rate}}}' for rate in rates],
+        value=[0.5, 0.7, 0.8, 0.4, 0.1, 0.2, 0.3],
+    )
+    table = rates_tried(Loaded(runs))  # type: ignore[arg-type]
+    assert table.query("method == 'LoRA'")["score"].tolist() == pytest.approx([0.6, 0.8, 0.4])
+    assert table["rate"].tolist() == [0.1, 0.2, 0.3] * 2
+    assert table.query("best")[["method", "rate", "edge"]].values.tolist() == [
+        ["IA3", 0.3, True],
+        ["LoRA", 0.2, False],
+    ]
+    assert table["edge"].tolist() == [True, False, True] * 2
