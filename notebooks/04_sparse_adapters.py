@@ -6,23 +6,22 @@
 # at an equal budget a wide sparse adapter beats a narrow dense one. Two questions decide what that means:
 #
 # 1. Does pruning cost anything? Compare with the adapter unpruned, **and** with a dense one as small as what is left.
-# 2. Does the *scorer* matter, or only how many weights stay in which tensor? Compare each mask with its shuffled self. For whole
-#    networks, Frankle et al. (2021) found that shuffling a mask within its tensors costs nothing: the scores then say *how many*
-#    weights a tensor needs, not *which*. SparseAdapter does not report this control.
+# 2. Does the *scorer* matter, the rule that says which weights go? Or only how many weights stay in which tensor? Compare each mask
+#    with its shuffled self. For whole networks, Frankle et al. (2021) found that shuffling a mask within its tensors costs nothing:
+#    the scores then say *how many* weights a tensor needs, not *which*. SparseAdapter does not report this control.
 #
 # One remark on words: `sparsity` is the share **removed** here, as in the paper. In the paper's code the option of that name is the
-# share kept. Scores agree with that code to six digits of their cosine for one round and batches of one size. Four definitions differ:
-# with several rounds, what was removed stays removed here and may come back there (masks of a Jaccard index of 0.81 to 0.97); a smaller
-# last batch weighs as much as the others there (0.78 to 0.96); scores are float32 here, under fp16 autocast there; and their threshold
-# rounds up and takes all ties, where exactly the share asked for goes here.
+# share kept. Scores agree with that code to six digits of their cosine for one round and batches of one size. Four definitions
+# differ: with several rounds, what was removed stays removed here and may come back there; a smaller last batch weighs as much
+# as the others there; scores are float32 here and under fp16 autocast there; and their threshold rounds up and takes all ties,
+# where exactly the share asked for goes here.
 
 # %% tags=["runs"]
-import itertools
 import os
-import tempfile
 
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from transformers import BertConfig
 
 import hadamard_toolkit as ht
@@ -33,10 +32,22 @@ device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 print(f"profile: {profile}, device: {device}")
 
 # %% [markdown]
+# ## The idea in one picture
+#
+# A bottleneck adapter projects the states down to a few coordinates with a matrix $D$ and up again with $U$. Pruning sets most
+# entries of $D$ and $U$ to zero and keeps them there. The picture shows the answer that we will arrive at: accuracy against the
+# share removed, from *reference runs* that were made beforehand with a Pfeiffer adapter, 320 training rows and the epoch selected on
+# held-out rows. Filled marks are the six scorers, hollow ones controls; the grey line is the unpruned adapter.
+
+# %%
+sparse = ht.studies.short_names(ht.studies.sparse_table(ht.reference("sparse", own=False)))
+ht.plotting.score_against_sparsity(sparse, metric="Accuracy")
+
+# %% [markdown]
 # ## Six scores
 #
-# Entries with the lowest scores go. With $\theta$ the maskable weights, $m$ the mask as a factor of them, and $L$ the mean loss over
-# a few hundred training examples (evaluation mode, float32):
+# Entries with the lowest scores go. With $\theta$ the weights that may be pruned, $m$ the mask as a factor of them, and $L$ the mean
+# loss over a few hundred training examples (evaluation mode, float32):
 #
 # | scorer | score of entry $i$ | looks at |
 # | --- | --- | --- |
@@ -48,406 +59,236 @@ print(f"profile: {profile}, device: {device}")
 # | `grasp` | $\theta_i\,(Hg)_i$ with $g = \partial L/\partial\theta$ and $H$ the Hessian; signed, the largest stay | weights and data |
 #
 # (Lee et al. 2019 for SNIP, Wang et al. 2020 for GraSP, Tanaka et al. 2020 for SynFlow, Mocanu et al. 2018 for Erdős–Rényi.)
-# An adapter repeats one shape in every layer, so here Erdős–Rényi is random pruning with equal densities, and differs from `random`
-# by sampling noise alone. Two of the six, then, are nulls by construction.
+# An adapter repeats one shape in every layer, so here Erdős–Rényi is random pruning with equal densities, and differs from
+# `random` by sampling noise alone. Two of the six, then, are nulls by construction. The scope is global: one threshold for all tensors.
 #
 # ## The guard
 #
-# Most libraries start an adapter as the identity, with a zero up-projection. Then $\theta_i = 0$ on one side and, since nothing flows
-# back through zeros, $\partial L / \partial\theta_i = 0$ on the other: **every** SNIP score is zero, and a mask would follow the order
-# of the entries in memory. This is refused.
+# Most libraries start an adapter as the identity, with a zero up-projection. Then $\theta_i = 0$ on one side and, since nothing
+# flows back through zeros, $\partial L / \partial\theta_i = 0$ on the other: **every** SNIP score is zero, and a mask would follow
+# the order of the entries in memory. This is refused, with a message that names the tensors and the cure.
 
 # %% tags=["nbval-check-output"]
 task = ht.load_task("embedded/tweets-polarity")
 model, tokenizer = ht.load_backbone("minilm-l6", labels=task.n_labels)
 batches = ht.draw_batches(task, tokenizer, examples=320 if profile == "paper" else 16, seed=5, max_length=32)
-
 attachment = ht.attach(model, ht.Pfeiffer())
 try:
     ht.sparsify(attachment, scorer="snip", sparsity=0.8, batches=batches)
 except ValueError as error:
-    print(f"{type(error).__name__}: {error}")
-_ = attachment.detach()
+    print(f"{type(error).__name__}: … Cause: {str(error).partition('Cause: ')[2][:60]}…")
+    print("Cure:", str(error).partition("Cure: ")[2])
+attachment = attachment.detach()
 
 # %% [markdown]
-# Hence `init="normal"` below, $\mathcal N(0, 0.02^2)$ for both projections, as in the paper's code.
+# ## Where the masks fall
 #
-# ## Five adapters
-#
-# What may be pruned is declared by each method: its projections. Biases, norms, scales, prefixes and the head stay dense unless asked for
-# (`maskable="all"`). AdapterFusion stands apart: it is attention over *trained* adapters of other tasks, and only its own query, key and
-# value are maskable. So two single-task adapters come first, trained and saved.
+# Hence `init="normal"` below, $\mathcal N(0, 0.02^2)$ for both projections, as in the paper's code. What may be pruned is declared by
+# each method: its projections. Biases, norms, scales, prefixes and the head stay dense unless asked for (`maskable="all"`). Here are
+# four adapters and all six scorers at 80 % removed. A mask must keep $N - \operatorname{round}(s N)$ of $N$ entries: ties may not
+# take more, and the caps of Erdős–Rényi may not leave fewer, so all six keep the same number.
 
 # %% tags=["runs"]
-small = {
-    "train_rows": 96,
-    "validation_rows": 32,
-    "test_rows": 32,
-    "epochs": 1,
-    "max_length": 32,
-    "batch_size": 16,
-    "learning_rate": 1e-3,
-}
-protocol = ht.protocols.sparse_adapter(**({} if profile == "paper" else small))
+SCORERS = ("random", "erdos-renyi", "magnitude", "synflow", "snip", "grasp")
 adapters = {
     "Houlsby": ht.Houlsby(bottleneck=32, init="normal"),
     "Pfeiffer": ht.Pfeiffer(init="normal"),
     "LoRA": ht.LoRA(init="normal"),
     "MAM": ht.MAM(length=16, bottleneck=16, scale=2.0, init="normal"),
-    "AdapterFusion": None,  # made by ht.fuse from the two below
 }
 
 # %%
-place, sources = tempfile.mkdtemp(), {}
-for source in ("movies", "products"):
-    host, _ = ht.load_backbone("minilm-l6")
-    single = ht.attach(host, ht.Pfeiffer(init="normal"))
-    ht.train(single, ht.load_task(f"embedded/{source}-polarity"), tokenizer, protocol)
-    sources[source] = f"{place}/{source}"
-    single.save(sources[source])
-
-
-def attach(name: str) -> ht.Attachment:
-    return ht.fuse(model, sources) if adapters[name] is None else ht.attach(model, adapters[name])
-
-
-# %% tags=["nbval-check-output"]
-rows = []
-for name in adapters:
-    attachment = attach(name)
-    masks = ht.sparsify(attachment, scorer="random", sparsity=0.0)
-    tensors = masks.table()
-    kinds = dict.fromkeys(tensor.split(".", 4)[-1].removesuffix(".weight") for tensor in tensors.index)
-    dense = attachment.count().drop("head")["stored"].sum() - masks.entries
-    rows.append(
-        {
-            "adapter": name,
-            "maskable": ", ".join(kinds),
-            "at": ", ".join(dict.fromkeys(tensors["site"])),
-            "entries": f"{masks.entries:,}",
-            "never masked": f"{dense:,}",
-        }
-    )
-    attachment.detach()
-print(pd.DataFrame(rows).set_index("adapter").to_string())
-
-# %% [markdown]
-# (What AdapterFusion never masks are the adapters it attends to; what MAM never masks are biases and prefixes.)
-#
-# ## As many as asked, to one entry
-#
-# Every adapter, every scorer, two sparsities: a mask must keep $N - \operatorname{round}(s N)$ of $N$ entries. Ties may not take more,
-# and the caps of Erdős–Rényi may not leave fewer. One pair is left out: in AdapterFusion, query and key only enter through a softmax,
-# which an all-ones input with positive weights saturates, so SynFlow has nothing to rank them by.
-
-# %% tags=["nbval-check-output"]
-scorers = ("random", "erdos-renyi", "magnitude", "synflow", "snip", "grasp")
-shares = tuple(n / 10 for n in range(1, 10)) if profile == "paper" else (0.4, 0.8)
-tables, kept = [], {}
-for name in adapters:
-    attachment = attach(name)
-    for scorer, share in itertools.product(scorers, shares):
-        if (name, scorer) == ("AdapterFusion", "synflow"):
-            continue
-        masks = ht.sparsify(attachment, scorer=scorer, sparsity=share, batches=batches)
-        assert masks.removed == round(share * masks.entries)
-        kept[f"{share:.0%}", name, "of"] = f"{masks.entries:,}"
-        kept[f"{share:.0%}", name, scorer] = f"{masks.entries - masks.removed:,}"
-        found = masks.table().reset_index(names="tensor")
-        tables.append(found.assign(adapter=name, scorer=scorer, sparsity=share))
+tables = []
+for name, adapter in adapters.items():
+    attachment = ht.attach(model, adapter)
+    for scorer in SCORERS:
+        masks = ht.sparsify(attachment, scorer=scorer, sparsity=0.8, batches=batches)
+        tables.append(masks.table(by="layer").reset_index().assign(adapter=name, scorer=scorer, sparsity=0.8))
         masks.remove()
     attachment.detach()
-tables = pd.concat(tables, ignore_index=True).astype({"layer": int})
-counts = pd.Series(kept).unstack(fill_value="-")[["of", *scorers]]
-print("entries kept, by share removed\n" + counts.loc[["40%", "80%"]].to_string())
-
-values = tables[tables["tensor"].str.endswith(".value") & (tables["sparsity"] == 0.8)]
-of_values = values.groupby("scorer")[["kept", "entries"]].sum().eval("kept / entries")
-print("\nof AdapterFusion's value matrices stay at 80 % removed:")
-print(", ".join(f"{of_values[scorer]:.0%} by {scorer}" for scorer in ("random", "erdos-renyi", "magnitude")))
-
-# %% [markdown]
-# The last lines show a trap of another kind. AdapterFusion starts its value matrices as the identity with $10^{-6}$ everywhere else, so
-# by magnitude they go first, whatever they would have been good for. At initialisation, a scorer that sees $\lvert\theta\rvert$ alone
-# sees the initialisation, and nothing else.
-#
-# ## Where the masks fall
-#
-# At 80 % removed, the share kept of each layer:
-
-# %%
-columns = ["adapter", "scorer", "sparsity", "layer", "entries", "kept"]
-shown = tables[tables["sparsity"] == 0.8].groupby(columns[:4], sort=False)[columns[4:]].sum().reset_index()
-figure = ht.plotting.density_by_layer(shown)
+density = pd.concat(tables, ignore_index=True).astype({"layer": int})
+assert density.groupby(["adapter", "scorer"])["kept"].sum().groupby("adapter").nunique().eq(1).all()
 caption = "Where masks fall: share kept by layer, 80 % removed"
-ht.plotting.save(figure, "sparse_density_by_layer", table=shown, caption=caption)
-figure
+figure = ht.plotting.density_by_layer(density)
+ht.plotting.publish(figure, "sparse_density_by_layer", table=density, caption=caption, profile=None)
 
 # %% [markdown]
-# The scorers that see no data spread their masks evenly: every layer starts with the same distribution, so nothing tells layers apart.
-# SNIP and GraSP see gradients, and gradients differ by layer. In per cent kept, by layer, for the adapters that were not trained before:
+# The scorers that see no data spread their masks evenly: every layer starts with the same distribution, so nothing tells layers
+# apart. SNIP and GraSP see gradients, and gradients differ by layer. The least and the largest share kept of a layer, over all four
+# adapters:
 
 # %% tags=["nbval-check-output"]
-fresh = shown[shown["adapter"] != "AdapterFusion"]
-percent = (
-    (100 * fresh["kept"] / fresh["entries"])
-    .groupby([fresh["adapter"], fresh["scorer"], fresh["layer"]], sort=False)
-    .sum()
-)
-percent = percent.unstack("layer")
-by_data = percent.index.isin(["snip", "grasp"], level="scorer")
-print(percent[by_data].round().astype(int).to_string())
-print(
-    f"the other four: from {percent[~by_data].min(axis=None):.0f} to {percent[~by_data].max(axis=None):.0f} in every layer"
-)
+spread = density.groupby("scorer")["density"].agg(["min", "max"])
+spread.loc[list(SCORERS)].round(2)
 
 # %% [markdown]
-# Keep this in mind for overlaps of masks: two global masks that favour the same layers share entries for that reason alone, so an
-# overlap must be compared with chance *given* the density of each tensor.
+# Keep this in mind for overlaps of masks ([notebook 08](08_mask_statistics.ipynb)): two global masks that favour the same layers
+# share entries for that reason alone, so an overlap must be compared with chance *given* the density of each tensor.
 #
 # ## Controls
 #
-# One call makes all of them. `shuffled` permutes a mask within its tensors; `margins` does so but keeps how many entries each row and
-# each column has, so that units and hidden coordinates stay as much in favour; `random` draws afresh with the same density per tensor; `uniform` has the overall density in every tensor; `reinitialised` is the same mask over other initial weights; `dense` is
-# the adapter at the width that has as many weights as are kept.
+# One call makes all of them. `shuffled` permutes a mask within its tensors. `margins` does so but keeps how many entries each row and
+# each column has, so that units and hidden coordinates stay as much in favour. `random` draws afresh with the same density per
+# tensor. `uniform` has the overall density in every tensor. `reinitialised` is the same mask over other initial weights. And
+# `dense` is the adapter at the width that has as many weights as are kept.
 
 # %% tags=["nbval-check-output"]
-attachment = attach("Pfeiffer")
+attachment = ht.attach(model, adapters["Pfeiffer"])
 masks = ht.sparsify(attachment, scorer="snip", sparsity=0.8, batches=batches)
-others = ht.controls(masks, seed=0)
-small_dense = others.pop("dense")
-for name, control in {"snip itself": masks, **others}.items():
-    same = sum(int((control.kept[tensor] & mask).sum()) for tensor, mask in masks.kept.items())
-    per_tensor = (control.table()["kept"] == masks.table()["kept"]).all()
-    print(
-        f"{name:<13} keeps {control.entries - control.removed:,} of {control.entries:,}"
-        f" | density per tensor the same: {'yes' if per_tensor else 'no':<3}"
-        f" | of them also kept by SNIP: {same / (masks.entries - masks.removed):.1f}"
-        f" | weights as before: {'yes' if control.init_seed == masks.init_seed else 'no'}"
-    )
-print("dense:", small_dense)
-masks.remove()
-_ = attachment.detach()
-
-# %% [markdown]
-# ## Large-Sparse: more width, the same budget
-#
-# He et al. widen the adapter and prune harder. Which (bottleneck, sparsity) pairs keep exactly as many weights as the dense adapter
-# of width 64? From BERT-base's configuration alone:
-
-# %% tags=["nbval-check-output"]
-budget = 24 * 2 * 64 * 768
-pairs = ht.large_sparse(budget, ht.Houlsby(init="normal"), BertConfig(), sizes=(64, 128, 256, 512))
-print(pairs.drop(columns="adapter").to_string(index=False))
-
-# %% [markdown]
-# The column `other` are biases, which nobody prunes and which grow with the width: at 512 they add 0.6 % to the budget. With
-# `biases=True` they count, and the sparsity makes room for them:
-
-# %% tags=["nbval-check-output"]
-whole = int(pairs["total"][0])
-pairs = ht.large_sparse(
-    whole, ht.Houlsby(init="normal"), BertConfig(), sizes=(64, 128, 256, 512), biases=True
-)
-print(pairs.drop(columns="adapter").to_string(index=False))
-
-# %% [markdown]
-# The comparison that the claim needs is a list of specs, for `ht.sweep`: the small dense adapter, a wider and sparser one per
-# step, and full fine-tuning by a protocol of its own.
-
-# %% tags=["nbval-check-output"]
-plan = ht.large_sparse_plan(
-    2 * 6 * 2 * 384 * 8,
-    ht.Houlsby(bottleneck=8, init="normal"),
-    task="embedded/tweets-polarity",
-    protocol=protocol,
-    full_protocol=ht.protocols.full_fine_tuning(),
-    sparsity=ht.Sparsity("snip", 0.5),
-    seeds=range(3),
-)
-for spec in plan[::3]:
-    width = getattr(spec.adapter, "bottleneck", "all")
-    removed = 0 if spec.sparsity is None else spec.sparsity.sparsity
-    print(f"{type(spec.adapter).__name__:<15} width {width:>3}, {removed:>6.1%} removed")
-print(len(plan), "runs with three seeds each")
+controls = ht.controls(masks, seed=0)
+print("dense:", controls.pop("dense"))
+rows = {}
+for name, control in {"SNIP itself": masks, **controls}.items():
+    shared = sum(int((control.kept[tensor] & mask).sum()) for tensor, mask in masks.kept.items())
+    rows[name] = {
+        "kept": control.entries - control.removed,
+        "of these kept by SNIP": round(shared / (masks.entries - masks.removed), 1),
+        "density per tensor the same": bool((control.table()["kept"] == masks.table()["kept"]).all()),
+        "weights as before": control.init_seed == masks.init_seed,
+    }
+attachment.detach()
+pd.DataFrame.from_dict(rows, orient="index")
 
 # %% [markdown]
 # ## Pruned stays pruned
 #
-# A mask is only worth its name if training cannot undo it: not through momentum, not through weight decay, not in the gradient. Train
-# each of the five for a moment under a SNIP mask (AdamW, decay 0.1) and look.
-
-# %% tags=["nbval-check-output"]
-brief = ht.protocols.sparse_adapter(**small | {"train_rows": 32, "test_rows": 16})
-for name in adapters:
-    attachment = attach(name)
-    masks = ht.sparsify(attachment, scorer="snip", sparsity=0.8, batches=batches)
-    before = {
-        tensor: value.clone() for tensor, value in attachment.state_dict().items() if tensor in masks.kept
-    }
-    ht.train(attachment, task, tokenizer, brief)
-    after = attachment.state_dict()
-    pruned = torch.cat([after[tensor][~mask] for tensor, mask in masks.kept.items()])
-    moved = sum(int((after[tensor] != before[tensor])[mask].sum()) for tensor, mask in masks.kept.items())
-    print(
-        f"{name:<13} {int((pruned == 0).sum()):>9,} of {pruned.numel():>9,} pruned weights are exactly zero;"
-        f" kept weights that moved: {100 * moved / (masks.entries - masks.removed):.0f} %"
-    )
-    attachment.detach()
-
-# %% [markdown]
-# ## Train: score against sparsity
-#
-# A `RunSpec` takes a `Sparsity`: scorer, share, scope, rounds, and the control to train in the mask's place. Examples for scoring are
-# drawn from the rows that the run trains on, never from those it selects the epoch on. One run, here and now, on 96 rows:
+# A `RunSpec` takes a `Sparsity`: scorer, share, scope, rounds, and the control to train in the mask's place. Examples for scoring
+# are drawn from the rows that the run trains on, never from those it selects the epoch on. One run, here and now, on 96 rows; its
+# score says nothing. But a mask is only worth its name if training cannot undo it: not through momentum, not through weight decay,
+# not in the gradient. So restore the trained adapter (AdamW, decay 0.1) and look.
 
 # %% tags=["runs"]
-spec = ht.RunSpec(
-    "minilm-l6",
-    "embedded/tweets-polarity",
-    adapters["Pfeiffer"],
-    protocol,
-    ht.Sparsity("snip", 0.8, examples=16),
-)
+tiny = {"train_rows": 96, "validation_rows": 32, "test_rows": 32, "epochs": 1, "max_length": 32}
+small = {} if profile == "paper" else {**tiny, "batch_size": 16, "learning_rate": 1e-3}
+protocol = ht.protocols.sparse_adapter(**small)
+pruning = ht.Sparsity("snip", 0.8, examples=16)
+spec = ht.RunSpec("minilm-l6", "embedded/tweets-polarity", adapters["Pfeiffer"], protocol, pruning)
 
 # %% tags=["nbval-check-output"]
 store = working_store(profile)
 run = ht.run(spec, store)
 masks = store.masks(run.key)
-print(f"scorer {masks.provenance['scorer']}, {masks.density:.3f} of {masks.entries:,} entries kept")
-print(f"weights from seed {masks.init_seed}, examples from seed {masks.data_seed}")
+trained = run.restore()[2].state_dict()
+pruned = torch.cat([trained[tensor][~mask] for tensor, mask in masks.kept.items()])
+print(f"kept: {masks.entries - masks.removed:,} of {masks.entries:,} entries ({masks.density:.3f})")
+print(f"exactly zero after training: {int((pruned == 0).sum()):,} of {pruned.numel():,} pruned weights")
 
 # %% [markdown]
-# Its score says nothing yet. The runs that do were made beforehand, from the plan files
-# [`sparse.toml`](../data/reference_runs/sparse.toml) and [`sparse_others.toml`](../data/reference_runs/sparse_others.toml), and
-# are committed without their weights, masks included: all six scorers at four sparsities with the controls of SNIP at 80 %, 320 training
-# rows, the epoch selected on held-out rows, one learning rate for all. The tables say how much of the plans has been run.
-# `hadamard sweep PLAN --store DIR` makes them again.
-
-# %%
-REFERENCE = "../data/reference_runs"
-results = ht.RunStore(REFERENCE)
-plans = [f"{REFERENCE}/sparse.toml", f"{REFERENCE}/sparse_others.toml"]
-scores = [ht.studies.sparse_table(results.only(plan)) for plan in plans]
-for table in scores:
-    shown = table.groupby(["adapter", "task"])["seed"].agg(["size", "nunique"])
-    print(shown.rename(columns={"size": "runs", "nunique": "seeds"}).to_string(), end="\n\n")
-scores, others = (table.assign(task=table["task"].str.removeprefix("embedded/")) for table in scores)
-whole = scores["task"].isin(scores.loc[scores["sparsity"] == 0, "task"])
-print(
-    "no unpruned run to compare with, so not drawn:", ", ".join(scores.loc[~whole, "task"].unique()) or "none"
-)
-scores = scores[whole]
-
-# %%
-figure = ht.plotting.score_against_sparsity(scores, metric="Accuracy")
-figure
-
-# %% [markdown]
-# To claim that a scorer matters, its filled mark must lie above its own hollow ones (shuffled, random per tensor, re-initialised) by
-# more than their spread, on several tasks; to claim that pruning is free, within a margin named beforehand of the grey line; to claim
-# that sparse beats small, above the star. The differences, paired by task and seed:
-
-# %% tags=["nbval-check-output"]
-wide = scores.pivot_table(index=["task", "seed"], columns=["control", "scorer", "sparsity"], values="score")
-dense = wide["none", "dense", 0.0]
-snip = wide["none", "snip", 0.8]
-small_share = wide["dense"].columns[0]
-pairs = {f"{scorer} at 80 % − unpruned": (wide["none", scorer, 0.8], dense) for scorer in scorers}
-pairs |= {
-    f"SNIP at 80 % − its masks {control}": (snip, wide[control, "snip", 0.8])
-    for control in ("shuffled", "random", "uniform", "reinitialised")
-}
-pairs["SNIP at 80 % − small dense"] = (snip, wide["dense"][small_share])
-
-
-def over_seeds(gap):
-    """Mean gap in points with its interval for other seeds: what one seed gave, on all tasks and shares, is one number."""
-    points = 100 * gap.dropna()
-    found = ht.studies.mean_over(points.reset_index(name="gap"), "gap", over="seed").iloc[0]
-    return f"{found['mean']:+5.1f} points [{found['low']:+5.1f}, {found['high']:+5.1f}], {found['n']} seeds, {len(points)} pairs"
-
-
-for name, (first, second) in pairs.items():
-    print(f"{name:<38}: {over_seeds(first - second)}")
-
-# %% [markdown]
-# (Student's t over seeds: the intervals hold for other seeds on these tasks, not for other tasks.) The four other adapters by all six
-# scorers, on the same rows. Not all cells have the same seeds, and seeds differ by more than many cells do. So the figure shows differences
-# to the unpruned run of the same seed, and a number where a cell has fewer seeds than others:
-
-# %%
-family = others["adapter"].str.extract(r"^(\w+)")[0]
-bottleneck = others["adapter"].str.extract(r"bottleneck=(\d+)")[0]
-# Houlsby adapters of other widths belong to Large-Sparse below
-zoo = others.assign(adapter=family)[(family != "Houlsby") | (bottleneck == "32")]
-zoo = zoo[zoo["sparsity"].isin([0.0, 0.4, 0.6, 0.8, 0.9]) & (zoo["control"] == "none")]
-figure = ht.plotting.score_against_sparsity(zoo, metric="Accuracy")
-figure
-
-# %% tags=["nbval-check-output"]
-for row in results.only(plans[1]).failed().itertuples():
-    print(f"refused, {row.error}: {row.label}, seed {row.seed}")
-unpruned = zoo[zoo["sparsity"] == 0].set_index(["adapter", "seed"])["score"]
-cost = zoo[zoo["sparsity"] > 0].join(unpruned.rename("unpruned"), on=["adapter", "seed"])
-cost["cost"] = 100 * (cost["score"] - cost["unpruned"])
-by_share = cost.groupby(["adapter", "scorer", "sparsity"])["cost"]
-print("points gained (+) or lost (-) against the same adapter unpruned, mean over seeds")
-print(by_share.mean().unstack("sparsity").round(1).to_string())
-print("runs: " + ", ".join(f"{name} {count}" for name, count in cost["adapter"].value_counts().items()))
-constant = ht.studies.constant_score(results.run(str(zoo["key"].iloc[0])))
-whole = unpruned.groupby("adapter").mean().items()
-print(
-    "unpruned: "
-    + ", ".join(f"{name} {100 * score:.1f}" for name, score in whole)
-    + f"; one answer for all rows: {100 * constant:.1f}"
-)
-
-# %% [markdown]
-# The budget is short, six epochs of 320 rows. Where a score sits at that of one answer for all rows, the pruned adapter has not begun to
-# learn within it; whether it would with more steps is another question. Does the choice of the weights matter beyond Pfeiffer? Scorer minus `random` at the same share, adapter and seed:
-
-# %% tags=["nbval-check-output"]
-against = cost.pivot_table(index=["adapter", "sparsity", "seed"], columns="scorer", values="score")
-for scorer in ("snip", "grasp", "magnitude", "synflow", "erdos-renyi"):
-    gap = 100 * (against[scorer] - against["random"]).dropna()
-    means = gap.groupby("adapter").mean()
-    signs = ", ".join(f"{name} {value:+.1f}" for name, value in means.items())
-    print(f"{scorer:<12} {gap.mean():+5.1f} points over {len(gap):>2} pairs of runs; by adapter: {signs}")
-
-# %% [markdown]
-# ## Large-Sparse at equal budget
+# ## What does pruning cost?
 #
-# Houlsby adapters on MiniLM that all keep 73,728 weights: width 8 dense, then wider and sparser, pruned by SNIP. And full
-# fine-tuning, which trains them all.
+# Back to the reference runs: all six scorers at four sparsities with the controls of SNIP at 80 %, from the plan
+# [`sparse.toml`](../data/reference_runs/sparse.toml), with one learning rate for all. To claim that pruning is free, a scorer must lie
+# within a margin of the unpruned adapter that was named beforehand; to claim that a scorer matters, its mask must beat its own
+# shuffled, random and re-initialised versions; to claim that sparse beats small, it must beat the small dense adapter. The
+# differences are paired by task and seed and in points of accuracy. What one seed gave, on both tasks, is one number; then
+#
+# $$\bar d \pm t_{0.975,\,R-1}\, \operatorname{sd}(d_1, \dots, d_R) / \sqrt R$$
+#
+# over the $R$ seeds (`n`; `averaged` counts the pairs). So the intervals hold for other seeds on these tasks, not for other tasks.
 
 # %% tags=["nbval-check-output"]
-runs = results.only(plans[1]).load().query("headline and split == 'test'")
-equal = runs[runs["label"].str.startswith("Houlsby") & runs["nonzero_adapter"].between(73_728, 80_000)]
-full = runs[runs["method"] == "FullFineTuning"]
-wide_and_sparse = pd.concat([equal, full])
-print(f"{len(wide_and_sparse)} runs of this comparison are in the store")
-for label, rows in wide_and_sparse.groupby("label", sort=False):
-    name = label.replace(', init="normal")', ")").replace('(init="normal")', "(bottleneck=64)")
-    print(
-        f"{name:<60} {rows['nonzero'].iloc[0]:>10,} not zero:"
-        f" {100 * rows['value'].mean():.1f} ± {100 * rows['value'].std():.1f} % ({len(rows)} seeds)".replace(
-            "± nan ", ""
-        )
-    )
+gains = ht.studies.pruning_gains(sparse, 0.8).set_index("comparison")
+gains["points"] = ht.studies.intervals(gains, times=100)
+wanted = gains.index.str.contains("unpruned|snip")
+gains.loc[wanted, ["points", "n", "averaged"]]
 
 # %% [markdown]
-# **Finding.** What is certain without any training is in the checked outputs above: masks keep exactly what was asked and pruned weights
-# stay zero; four of the six scorers put the same density in every layer, and only the two that see data move it. What training adds is
-# computed from the runs above, with 95 % intervals for other seeds on these tasks. An interval that holds 0 leaves the question open; it does
-# not say that pruning is free:
+# ## Four other adapters
+#
+# By all six scorers, on the same tweets, from the plan [`sparse_others.toml`](../data/reference_runs/sparse_others.toml). Not all
+# cells have the same seeds, and seeds differ by more than many cells do. So the figure shows differences to the unpruned run of
+# the same seed, and a number where a cell has fewer seeds than others.
+
+# %%
+results = ht.reference("sparse_others", own=False)
+# Houlsby adapters of other widths and shares belong to Large-Sparse below
+others = ht.studies.by_class(ht.studies.short_names(ht.studies.sparse_table(results)), Houlsby=32)
+others = others.query("control == 'none' and sparsity in [0, 0.4, 0.6, 0.8, 0.9]")
+ht.plotting.score_against_sparsity(others, metric="Accuracy")
+
+# %% [markdown]
+# The same as a table: points gained (+) or lost (−) against the same adapter unpruned, mean over seeds.
 
 # %% tags=["nbval-check-output"]
-print(f"with 80 % removed by SNIP the score moves by {over_seeds(snip - dense)}")
-print(f"against its own masks shuffled by            {over_seeds(snip - wide['shuffled', 'snip', 0.8])}")
-hard = against[against.index.get_level_values("sparsity") >= 0.8]
-for name in ("LoRA", "Houlsby"):
-    gap = (hard[["snip", "grasp"]].mean(axis=1) - hard["random"]).xs(name, level="adapter")
-    print(
-        f"{name}: scorers that see data against random at 80 and 90 %, within this budget: {over_seeds(gap)}"
-    )
+cost = ht.studies.pruning_cost(others)
+points = 100 * cost.pivot_table(index=["adapter", "scorer"], columns="sparsity", values="cost")
+points.round(1)
+
+# %% tags=["nbval-check-output"]
+unpruned = 100 * others.query("sparsity == 0").groupby("adapter")["score"].mean()
+constant = 100 * ht.studies.constant_score(results.run(others["key"].iloc[0]))
+counted = cost["adapter"].value_counts()
+refused = results.failed()["error"].value_counts()
+Markdown(
+    "The runs behind it: "
+    + ", ".join(f"{name} {n}" for name, n in counted.items())
+    + ". Accuracy unpruned: "
+    + ", ".join(f"{name} {score:.1f} %" for name, score in unpruned.items())
+    + f"; one answer for all rows: {constant:.1f} %. Refused: "
+    + ", ".join(f"{n} runs ({error})" for error, n in refused.items())
+    + ", AdapterFusion by SynFlow."
+)
+
+# %% [markdown]
+# Two notes on AdapterFusion, which is attention over trained adapters of other tasks. Its query and key only enter through a
+# softmax, which an all-ones input with positive weights saturates, so SynFlow has nothing to rank them by and is refused. And its value
+# matrices start as the identity with $10^{-6}$ everywhere else, so by magnitude they go first, whatever they would have been good
+# for: at initialisation, a scorer that sees $\lvert\theta\rvert$ alone sees the initialisation, and nothing else.
+#
+# The budget is short, six epochs of 320 rows. Where a score sits at that of one answer for all rows, the pruned adapter has not begun
+# to learn within it; whether it would with more steps is another question. Does the choice of the weights matter beyond Pfeiffer?
+# Scorer minus `random` at the same share, adapter and seed, in points, with intervals for other seeds (number of seeds).
+
+# %% tags=["nbval-check-output"]
+against = {f"{scorer} − random": (scorer, "random") for scorer in SCORERS[1:]}
+paired = {"column": "scorer", "over": "seed", "by": "adapter", "on": ("adapter", "sparsity", "seed")}
+ht.studies.interval_table(ht.studies.gains(cost, against, **paired), "adapter", "comparison", times=100).T
+
+# %% [markdown]
+# ## Large-Sparse: more width, the same budget
+#
+# He et al. widen the adapter and prune harder. Which (bottleneck, sparsity) pairs keep exactly as many weights as the dense adapter of
+# width 64? From BERT-base's configuration alone; `other` are biases, which nobody prunes and which grow with the width. With
+# `biases=True` they count, and the sparsity makes room for them. `ht.large_sparse_plan` makes the specs of the whole comparison.
+
+# %% tags=["nbval-check-output"]
+budget = 24 * 2 * 64 * 768
+pairs = ht.large_sparse(budget, ht.Houlsby(init="normal"), BertConfig(), sizes=(64, 128, 256, 512))
+ht.studies.as_text(pairs.drop(columns="adapter"))
+
+# %% [markdown]
+# And on MiniLM: Houlsby adapters that all keep 73,728 weights, width 8 dense, then wider (the default width is 64) and sparser,
+# pruned by SNIP. Full
+# fine-tuning, which trains everything, stands beside them. Accuracy in per cent on tweets, mean ± standard deviation (seeds).
+
+# %% tags=["nbval-check-output"]
+runs = results.load().query("headline and split == 'test'").sort_values("nonzero")
+equal = runs["label"].str.startswith("Houlsby") & runs["nonzero_adapter"].between(73_728, 80_000)
+short = {r' Sparsity\(scorer="snip", sparsity=(.*)\)': r" pruned by \1", r', init="normal"|init="normal"': ""}
+budgeted = runs[equal | (runs["method"] == "FullFineTuning")].replace({"label": short}, regex=True)
+ht.studies.mean_sd(budgeted, ["label", "nonzero"], "value", times=100, digits=1).to_frame("accuracy")
+
+# %% [markdown]
+# ## What this shows, and what it does not
+
+# %% tags=["nbval-check-output"]
+text = gains["points"]
+hard = cost[cost["sparsity"] >= 0.8].replace({"scorer": {"snip": "sees data", "grasp": "sees data"}})
+hard = hard.groupby(["adapter", "sparsity", "seed", "scorer"], as_index=False)["score"].mean()
+seeing = ht.studies.gains(hard, {"sees data": ("sees data", "random")}, **paired).set_index("adapter")
+by_adapter = ht.studies.intervals(seeing, times=100)
+Markdown(
+    f"**Finding.** With 80 % of a Pfeiffer adapter removed by SNIP, accuracy moves by "
+    f"{text['snip − unpruned']} points; against its own masks shuffled by "
+    f"{text['snip − its masks shuffled']}, and against the small dense adapter by "
+    f"{text['snip − small dense adapter']} (95 % intervals for other seeds, n = {gains['n'].max()}). "
+    f"At 80 and 90 %, the scorers that see data are {by_adapter['LoRA']} points above random for LoRA and "
+    f"{by_adapter['Houlsby']} for Houlsby (n = {seeing['n'].max()})."
+)
+
+# %% [markdown]
+# An interval that holds 0 leaves the question open; it does not say that pruning is free, nor that the scorer is idle. What the
+# runs do suggest is that the answer depends on the adapter: where there are few weights to begin with, as in LoRA, it matters which
+# of them stay, within this budget. Not shown: other tasks (most of these runs are on one), longer training, other backbones.
+# Certain without any training is the rest: masks keep exactly what was asked, pruned weights stay zero, four of the six scorers put the
+# same density in every layer, and only the two that see data move it.

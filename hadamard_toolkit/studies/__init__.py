@@ -62,6 +62,7 @@ from hadamard_toolkit.studies.method_tables import (
     score_grid,
     sparse_methods,
 )
+from hadamard_toolkit.studies.pruning import by_class, pruning_cost, pruning_gains
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
 from hadamard_toolkit.studies.sharing_tables import scheme_table, share_table, with_alone
 from hadamard_toolkit.studies.similarity import (
@@ -96,6 +97,7 @@ from hadamard_toolkit.studies.tables import (
     learned,
     mark_failed,
     measured_table,
+    named_scores,
     normalised_scores,
     rates_tried,
     score_table,
@@ -122,6 +124,7 @@ __all__ = [
     "alike_beyond",
     "as_text",
     "better_than_chance",
+    "by_class",
     "cka_debiased",
     "cka_summary",
     "clearest_tests",
@@ -168,6 +171,7 @@ __all__ = [
     "mean_sd_table",
     "measured_table",
     "method_scores",
+    "named_scores",
     "norm_shift",
     "normalised_scores",
     "of_own_seed",
@@ -181,6 +185,8 @@ __all__ = [
     "plan_coverage",
     "polynomial_fits",
     "power",
+    "pruning_cost",
+    "pruning_gains",
     "rank_agreement",
     "rank_correlation",
     "rates_tried",

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hadamard_toolkit.adapters.base import adapter_from_dict
+from hadamard_toolkit.adapters.base import Adapter, adapter_from_dict, adapter_to_dict
 from hadamard_toolkit.errors import DataError, check_choice, check_range
 from hadamard_toolkit.runs.labels import label_of
 from hadamard_toolkit.runs.record import KEPT, Run
+from hadamard_toolkit.runs.spec import canonical_json
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.training import metrics
 
@@ -26,6 +27,23 @@ def score_table(store: RunStore, *, split: str = "test") -> pd.DataFrame:
     runs = runs[runs["headline"] & (runs["split"] == split)].rename(columns={"value": "score"})
     columns = ["key", "task", "method", "label", "seed", "metric", "score", "n", "train_rows", "subset"]
     return runs.sort_values(["task", "method", "seed", "key"])[columns].reset_index(drop=True)
+
+
+def named_scores(store: RunStore, methods: Mapping[str, Adapter], *, split: str = "test") -> pd.DataFrame:
+    """Headline scores of the runs of these adapters under the names given, in the order given, then by task and rows.
+
+    Columns: key, task, method (the name), seed, metric, score, n, rows (trained on), head (its policy), pretraining
+    (what was read before, as in `RunStore.load`; `""` for nothing). Runs of other adapters are left out.
+    """
+    runs = store.load()
+    runs = runs[runs["headline"] & (runs["split"] == split)]
+    names = {canonical_json(adapter_to_dict(adapter)): name for name, adapter in methods.items()}
+    place = {name: number for number, name in enumerate(methods)}
+    table = runs.assign(method=runs["adapter"].map(names), place=runs["adapter"].map(names).map(place))
+    table = table.dropna(subset="place").sort_values(["place", "task", "train_rows", "seed", "key"])
+    renamed = {"value": "score", "train_rows": "rows", "head_policy": "head"}
+    columns = ["key", "task", "method", "seed", "metric", "score", "n", "rows", "head", "pretraining"]
+    return table.rename(columns=renamed)[columns].reset_index(drop=True)
 
 
 def constant_score(run: Run) -> float:

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.base import adapter_to_dict
 from hadamard_toolkit.errors import ArgumentError, DataError
+from hadamard_toolkit.runs.spec import canonical_json
 from hadamard_toolkit.studies import (
     constant_score,
     cost_table,
@@ -19,6 +21,7 @@ from hadamard_toolkit.studies import (
     learned,
     mark_failed,
     measured_table,
+    named_scores,
     normalised_scores,
     rates_tried,
     score_table,
@@ -191,6 +194,9 @@ def test_what_was_measured_comes_back_beside_its_run(store: ht.RunStore) -> None
     assert table.values.tolist() == [[first, "sst2", "Hadamard", 0, 16.5]]
 
 
+NAMED = {"head": ht.HeadOnly(), "small": ht.LoRA(rank=2)}
+
+
 def run_rows(**columns: list[object]) -> pd.DataFrame:
     rows = {"headline": True, "split": "test", "task": "sst2", "seed": 0, "n": 8, "train_rows": 16}
     return pd.DataFrame(columns).assign(**{name: v for name, v in rows.items() if name not in columns})
@@ -239,3 +245,23 @@ def test_rates_tried_their_best_and_their_edges() -> None:
         ["LoRA", 0.2, False],
     ]
     assert table["edge"].tolist() == [True, False, True] * 2
+
+
+def test_runs_of_named_adapters_in_their_order() -> None:
+    text = {name: canonical_json(adapter_to_dict(adapter)) for name, adapter in NAMED.items()}
+    runs = run_rows(
+        adapter=[text["small"], text["head"], text["small"], text["small"], '{"adapter": "BitFit"}'],
+        key=list("abcde"),
+        train_rows=[500, 100, 100, 100, 100],
+        seed=[0, 0, 1, 0, 0],
+        value=[0.1, 0.2, 0.3, 0.4, 0.5],
+        metric=["accuracy"] * 5,
+        head_policy=["trained"] * 5,
+        pretraining=[""] * 5,
+    )
+    table = named_scores(Loaded(runs), NAMED)  # type: ignore[arg-type]
+    assert table["key"].tolist() == ["b", "d", "c", "a"]
+    assert table["method"].tolist() == ["head", "small", "small", "small"]
+    columns = ["key", "task", "method", "seed", "metric", "score", "n", "rows", "head", "pretraining"]
+    assert list(table.columns) == columns
+    assert table["rows"].tolist() == [100, 100, 100, 500]
