@@ -1,12 +1,14 @@
 """Studies: pure functions, arrays or a store in, tidy tables out; no plotting."""
 
-from hadamard_toolkit.studies.ablation import ablation_table, component_effects
+from hadamard_toolkit.studies.ablation import ablation_table, component_effects, effects_text
 from hadamard_toolkit.studies.attention_shift import (
     cka_debiased,
     cka_summary,
     fit_summary,
     norm_shift,
     polynomial_fits,
+    shift_counts,
+    shift_text,
 )
 from hadamard_toolkit.studies.coverage import figure_list, plan_coverage
 from hadamard_toolkit.studies.cross_task_transfer import transfer_gains, transfer_table
@@ -139,6 +141,7 @@ __all__ = [
     "densities",
     "density_table",
     "figure_list",
+    "effects_text",
     "fit_summary",
     "gains",
     "goal_reached",
@@ -203,6 +206,8 @@ __all__ = [
     "share_text",
     "sharing_by_task",
     "sharing_summary",
+    "shift_counts",
+    "shift_text",
     "short_names",
     "similarity_contrast",
     "similarity_matrix",

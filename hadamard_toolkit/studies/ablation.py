@@ -13,6 +13,7 @@ from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, check_choice
 from hadamard_toolkit.studies.statistics import one_kind, t_interval
+from hadamard_toolkit.studies.text import intervals
 
 PARTS = ("weight", "bias", "norm")
 SYMBOLS = {"weight": "W", "bias": "b", "norm": "norm"}
@@ -118,6 +119,19 @@ def component_effects(table: pd.DataFrame, *, over: str = "seed", level: float =
         add(cell_name(True, True, False), control, wide[everything] - wide[control])
     columns = ["part", "beside", "effect", "sd", "low", "high", "over", "tasks", "runs"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def effects_text(table: pd.DataFrame) -> pd.DataFrame:
+    """`component_effects` to show, in points with both intervals: for `other seeds` of these tasks and `other tasks`.
+
+    Index `part` and `beside`; columns also `tasks` and `runs` (pairs).
+    """
+    seeds, tasks = (component_effects(table, over=over) for over in ("seed", "task"))
+    texts = {
+        "other seeds": intervals(seeds, "effect", times=100),
+        "other tasks": intervals(tasks, "effect", times=100),
+    }
+    return seeds.assign(**texts).set_index(["part", "beside"])[["tasks", "runs", *texts]]
 
 
 def _effect(differences: pd.Series, over: str, level: float) -> dict[str, Any]:

@@ -147,6 +147,43 @@ def _hsic(first: np.ndarray, second: np.ndarray) -> float:
     return float((whole - 2 / (n - 2) * (k.sum(axis=0) @ m.sum(axis=0))) / (n * (n - 3)))
 
 
+def shift_text(shift: pd.DataFrame) -> pd.DataFrame:
+    """A `norm_shift` table to show: change in per cent by method and task (rows) and layer, marked where it is clear.
+
+    `" *"`: the interval for other seeds and texts leaves zero out; `" °"`: only that for these models on other texts.
+    """
+    clear, here = _clear(shift, "low", "high"), _clear(shift, "here_low", "here_high")
+    marks = np.where(clear, " *", np.where(here, " °", ""))
+    text = [f"{percent:+.0f} %{mark}" for percent, mark in zip(shift["percent"], marks, strict=True)]
+    return shift.assign(text=text).pivot(index=["method", "task"], columns="layer", values="text")
+
+
+def shift_counts(shift: pd.DataFrame) -> pd.DataFrame:
+    """By method, in how many of all layers and tasks the norm surely grows or falls, and where it changes most.
+
+    `shift` is a `norm_shift` table. Columns: `cells`, `grows` and `falls` (other seeds and texts), `grows_here` and
+    `falls_here` (these models, other texts); `most` (in per cent), `task` and `layer` of the largest change.
+    """
+    rows = {}
+    for method, part in shift.groupby("method"):
+        top = part.loc[part["percent"].abs().idxmax()]
+        rows[method] = {
+            "cells": len(part),
+            "grows": int((part["low"] > 0).sum()),
+            "falls": int((part["high"] < 0).sum()),
+            "grows_here": int((part["here_low"] > 0).sum()),
+            "falls_here": int((part["here_high"] < 0).sum()),
+            "most": top["percent"],
+            "task": top["task"],
+            "layer": top["layer"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def _clear(table: pd.DataFrame, low: str, high: str) -> pd.Series:
+    return (table[low] > 0) | (table[high] < 0)
+
+
 def polynomial_fits(
     before: ArrayLike, after: ArrayLike, example: ArrayLike, fitted: Sequence[int] | np.ndarray
 ) -> pd.DataFrame:

@@ -12,7 +12,15 @@ from scipy import stats
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import adapter_to_dict
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.studies.ablation import CELLS, ablation_table, cell_name, cell_of, component_effects
+from hadamard_toolkit.studies.ablation import (
+    CELLS,
+    ablation_table,
+    cell_name,
+    cell_of,
+    component_effects,
+    effects_text,
+)
+from hadamard_toolkit.studies.text import interval_text
 
 GRID = {
     ht.HeadOnly(): "nothing",
@@ -132,3 +140,16 @@ def test_mixed_protocols_are_refused() -> None:
         ablation_table(pd.concat([one, one.assign(protocol="q")]))
     with pytest.raises(ArgumentError, match="one plan"):
         ablation_table(pd.concat([one, one]))
+
+
+def test_effects_in_words_hold_both_intervals() -> None:
+    grid = ablation_table(runs({"W": 0.01, "b": 0.03}, noise=0.004))
+    shown = effects_text(grid)
+    by_seed, by_task = (component_effects(grid, over=over) for over in ("seed", "task"))
+    assert list(shown.columns) == ["tasks", "runs", "other seeds", "other tasks"]
+    row, other = by_seed.iloc[0], by_task.iloc[0]
+    told = shown.loc[(row["part"], row["beside"])]
+    assert (told["tasks"], told["runs"]) == (row["tasks"], row["runs"])
+    assert told["other seeds"] == interval_text(row["effect"], row["low"], row["high"], times=100)
+    assert told["other tasks"] == interval_text(other["effect"], other["low"], other["high"], times=100)
+    assert told["other seeds"] != told["other tasks"]

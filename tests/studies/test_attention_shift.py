@@ -16,6 +16,8 @@ from hadamard_toolkit.studies.attention_shift import (
     norm_shift,
     norms_by_example,
     polynomial_fits,
+    shift_counts,
+    shift_text,
 )
 
 EXAMPLES, TOKENS, WIDTH = 40, 6, 16
@@ -273,3 +275,32 @@ def test_similarity_is_averaged_over_seeds_with_its_ceiling() -> None:
     assert (row["cka"], row["low"], row["high"]) == pytest.approx((0.6, 0.5, 0.7))
     assert (row["cka_seeds"], row["n_seeds"]) == (pytest.approx(0.8), 2)
     assert row["cka_biased"] == pytest.approx(0.9)
+
+
+SHIFT = pd.DataFrame(
+    [
+        ("b", "x", 0, 5.4, 1, 2, 1, 2),
+        ("b", "x", 1, -30.0, -2, 1, -3, -1),
+        ("b", "y", 0, 2.0, -1, 1, -1, 1),
+        ("b", "y", 1, -1.0, -2, -1, -2, -1),
+        ("a", "x", 0, 0.0, 0, 0, 0, 0),
+        ("a", "x", 1, 9.0, -1, 20, 1, 17),
+    ],
+    columns=["method", "task", "layer", "percent", "low", "high", "here_low", "here_high"],
+)
+
+
+def test_shifts_in_words_are_marked_where_they_are_clear() -> None:
+    table = shift_text(SHIFT)
+    assert table.loc[("b", "x")].tolist() == ["+5 % *", "-30 % °"]
+    assert table.loc[("b", "y")].tolist() == ["+2 %", "-1 % *"]
+    assert table.loc[("a", "x")].tolist() == ["+0 %", "+9 % °"]
+
+
+def test_shifts_are_counted_by_method() -> None:
+    table = shift_counts(SHIFT)
+    assert table.loc["b"].to_dict() == {
+        **{"cells": 4, "grows": 1, "falls": 1, "grows_here": 1, "falls_here": 2},
+        **{"most": -30.0, "task": "x", "layer": 1},
+    }
+    assert table.loc["a", ["grows", "grows_here", "most"]].tolist() == [0, 1, 9.0]
