@@ -177,8 +177,9 @@ ht.plotting.vectors_by_layer(vectors)
 
 # %% tags=["nbval-check-output"]
 moved = ht.studies.layer_importance(vectors)
-rms = moved.pivot_table(index="vector", columns="layer", values="rms").drop(index="both")
-rms.round(3)
+moved = moved[moved["vector"] != "both"]
+rms = moved.pivot_table(index="vector", columns="layer", values="rms")
+ht.studies.as_text(rms)
 
 # %% [markdown]
 # ## Train it yourself
@@ -215,14 +216,14 @@ ht.studies.mean_sd_table(ht.studies.in_order(trained, "method", METHODS), "task"
 text = ht.studies.intervals(gains.set_index(["reading", "comparison"]), times=100)
 first, second = list(readings)[:2]
 tasks_of = gains.groupby("reading")["n"].max()
-factor = (rms.max(axis=1) / rms.min(axis=1)).max()
+farthest, factor = rms.idxmax(axis=1), (rms.max(axis=1) / rms.min(axis=1)).max()
 Markdown(
     f"**Finding.** On the {tasks_of[second]} tasks where something is learned, the Hadamard adapter is "
     f"{text[second, '− HeadOnly']} points above the head alone, {text[second, '− LayerNormTuning']} "
     f"above the norms alone, and {text[second, '− FullFineTuning']} from full fine-tuning. On all "
     f"{tasks_of[first]} tasks with accuracy the same three are {text[first, '− HeadOnly']}, "
     f"{text[first, '− LayerNormTuning']} and {text[first, '− FullFineTuning']} (95 % intervals for other "
-    f"tasks). W moves most in layer {rms.loc['weight'].idxmax()} and b in layer {rms.loc['bias'].idxmax()}, "
+    f"tasks). b moves most in layer {farthest['bias']} and W in layer {farthest['weight']}, "
     f"but layers differ by a factor of at most {factor:.1f}."
 )
 

@@ -91,9 +91,10 @@ stored = counts["stored"] - counts["gates"]
 whole, swapped = stored["UniPELT"], stored["(IA)³ + prefix + bottleneck"]
 prompt = stored["PromptTuning + UniPELT"] - whole
 Markdown(
-    f"UniPELT is the sum of its parts: {stored.iloc[:3].sum():,} = {whole:,} stored parameters besides the gates. "
-    f"A prompt on top adds {prompt:,}, (IA)³ in place of LoRA saves {whole - swapped:,} "
-    f"({100 * (1 - swapped / whole):.1f} %), and three in a row store {stored['UniPELT × 3'] / whole:.0f} times as much."
+    f"UniPELT is the sum of its parts: {stored.iloc[:3].sum():,} = {whole:,} stored parameters besides the "
+    f"gates. A prompt on top adds {prompt:,}, (IA)³ in place of LoRA saves {whole - swapped:,} "
+    f"({100 * (1 - swapped / whole):.1f} %), and three in a row store "
+    f"{stored['UniPELT × 3'] / whole:.0f} times as much."
 )
 
 # %% [markdown]
@@ -336,16 +337,17 @@ print("masked-LM loss on the texts held out fell:", read["loss_after"] < read["l
 
 # %% tags=["nbval-check-output"]
 clear = gains[(gains["low"] > 0) | (gains["high"] < 0)].query("reading == 'all runs'")
-told = ht.studies.intervals(clear.set_index(["comparison", "rows"]), times=100)
+texts = zip(clear["comparison"], clear["rows"], ht.studies.intervals(clear, times=100), strict=True)
+told = [f"{name}, K = {k}: {text} points" for name, k, text in texts]
 mixed = few[few["method"].isin(list(MIXTURES))]
 share = stored / stored["UniPELT"]
 Markdown(
-    f"**Finding.** Of {(gains['reading'] == 'all runs').sum()} mean differences on SST-2, those told apart from "
-    f"zero (without correction) are {len(clear)}: "
-    + "; ".join(f"{name}, K = {k}: {text} points" for (name, k), text in told.items())
-    + f". {mixed['failed'].sum()} of {len(mixed)} runs of the UniPELT family have failed there. What the "
-    f"variants of 2024 store is {share['PromptTuning + UniPELT']:.3f} (prompt), "
-    f"{share['(IA)³ + prefix + bottleneck']:.3f} ((IA)³) and {share['UniPELT × 3']:.3f} (three) times UniPELT."
+    f"**Finding.** Of {(gains['reading'] == 'all runs').sum()} mean differences on SST-2, those told apart "
+    f"from zero (without correction) are {len(clear)}: {ht.studies.listed(told)}. "
+    f"{mixed['failed'].sum()} of {len(mixed)} runs of the UniPELT family have failed there. "
+    f"What the variants of 2024 store is {share['PromptTuning + UniPELT']:.3f} (prompt), "
+    f"{share['(IA)³ + prefix + bottleneck']:.3f} ((IA)³) and {share['UniPELT × 3']:.3f} (three) times "
+    f"UniPELT."
 )
 
 # %% [markdown]

@@ -103,11 +103,11 @@ for name, adapter in adapters.items():
     attachment = ht.attach(model, adapter)
     for scorer in SCORERS:
         masks = ht.sparsify(attachment, scorer=scorer, sparsity=0.8, batches=batches)
-        tables.append(masks.table(by="layer").reset_index().assign(adapter=name, scorer=scorer, sparsity=0.8))
+        facts = {"adapter": name, "scorer": scorer, "sparsity": 0.8}
+        tables.append(masks.table(by="layer").reset_index().assign(**facts))
         masks.remove()
     attachment.detach()
 density = pd.concat(tables, ignore_index=True).astype({"layer": int})
-assert density.groupby(["adapter", "scorer"])["kept"].sum().groupby("adapter").nunique().eq(1).all()
 caption = "Where masks fall: share kept by layer, 80 % removed"
 figure = ht.plotting.density_by_layer(density)
 ht.plotting.publish(figure, "sparse_density_by_layer", table=density, caption=caption, profile=None)
@@ -118,8 +118,8 @@ ht.plotting.publish(figure, "sparse_density_by_layer", table=density, caption=ca
 # adapters:
 
 # %% tags=["nbval-check-output"]
-spread = density.groupby("scorer")["density"].agg(["min", "max"])
-spread.loc[list(SCORERS)].round(2)
+spread = density.groupby("scorer", sort=False)["density"].agg(["min", "max"])
+ht.studies.as_text(spread, digits=2)
 
 # %% [markdown]
 # Keep this in mind for overlaps of masks ([notebook 08](08_mask_statistics.ipynb)): two global masks that favour the same layers
@@ -189,8 +189,7 @@ print(f"exactly zero after training: {int((pruned == 0).sum()):,} of {pruned.num
 # %% tags=["nbval-check-output"]
 gains = ht.studies.pruning_gains(sparse, 0.8).set_index("comparison")
 gains["points"] = ht.studies.intervals(gains, times=100)
-wanted = gains.index.str.contains("unpruned|snip")
-gains.loc[wanted, ["points", "n", "averaged"]]
+gains[["points", "n", "averaged"]]
 
 # %% [markdown]
 # ## Four other adapters
@@ -212,21 +211,18 @@ ht.plotting.score_against_sparsity(others, metric="Accuracy")
 # %% tags=["nbval-check-output"]
 cost = ht.studies.pruning_cost(others)
 points = 100 * cost.pivot_table(index=["adapter", "scorer"], columns="sparsity", values="cost")
-points.round(1)
+ht.studies.as_text(points, digits=1)
 
 # %% tags=["nbval-check-output"]
-unpruned = 100 * others.query("sparsity == 0").groupby("adapter")["score"].mean()
+unpruned = 100 * others[others["sparsity"] == 0].groupby("adapter")["score"].mean()
 constant = 100 * ht.studies.constant_score(results.run(others["key"].iloc[0]))
-counted = cost["adapter"].value_counts()
-refused = results.failed()["error"].value_counts()
+counted = [f"{name} {n}" for name, n in cost["adapter"].value_counts().items()]
+whole = [f"{name} {score:.1f}" for name, score in unpruned.items()]
+refused = [f"{n} by {error}" for error, n in results.failed()["error"].value_counts().items()]
 Markdown(
-    "The runs behind it: "
-    + ", ".join(f"{name} {n}" for name, n in counted.items())
-    + ". Accuracy unpruned: "
-    + ", ".join(f"{name} {score:.1f} %" for name, score in unpruned.items())
-    + f"; one answer for all rows: {constant:.1f} %. Refused: "
-    + ", ".join(f"{n} runs ({error})" for error, n in refused.items())
-    + ", AdapterFusion by SynFlow."
+    f"The pruned runs behind it: {ht.studies.listed(counted)}. Accuracy unpruned in per cent: "
+    f"{ht.studies.listed(whole)}; one answer for all rows: {constant:.1f}. Refused: "
+    f"{ht.studies.listed(refused)}, all of them AdapterFusion with SynFlow."
 )
 
 # %% [markdown]
@@ -263,7 +259,7 @@ ht.studies.as_text(pairs.drop(columns="adapter"))
 
 # %% tags=["nbval-check-output"]
 runs = results.load().query("headline and split == 'test'").sort_values("nonzero")
-equal = runs["label"].str.startswith("Houlsby") & runs["nonzero_adapter"].between(73_728, 80_000)
+equal = (runs["method"] == "Houlsby") & runs["nonzero_adapter"].between(73_728, 80_000)
 short = {r' Sparsity\(scorer="snip", sparsity=(.*)\)': r" pruned by \1", r', init="normal"|init="normal"': ""}
 budgeted = runs[equal | (runs["method"] == "FullFineTuning")].replace({"label": short}, regex=True)
 ht.studies.mean_sd(budgeted, ["label", "nonzero"], "value", times=100, digits=1).to_frame("accuracy")

@@ -67,20 +67,21 @@ ht.plotting.publish(
     ht.plotting.attention_norms(shift),
     "attention_norms",
     table=shift,
-    caption="Norm of self-attention outputs by layer before and after training; intervals for other seeds and texts",
+    caption="Norm of self-attention outputs by layer before and after training; "
+    "intervals for other seeds and texts",
 )
 
 # %% tags=["nbval-check-output"]
 grown = ht.studies.shift_counts(shift)
 told = [
-    f"{row['grows_here']} of {row['cells']} layers and tasks with {method} (for other seeds too in {row['grows']}), "
-    f"most by {row['most']:+.0f} % in layer {row['layer']} on {row['task']}"
+    f"{row['grows_here']} of {row['cells']} layers and tasks with {method} (for other seeds too in "
+    f"{row['grows']}), most by {row['most']:+.0f} % in layer {row['layer']} on {row['task']}"
     for method, row in grown.iterrows()
 ]
 untouched = bool((control["before"] == control["after"]).all()) if len(control) else None
 Markdown(
-    f"The norm grows in {'; in '.join(told)}. It falls in {grown['falls_here'].sum()}. In the control no norm moves "
-    f"at all: {untouched} ({control['key'].nunique()} run)."
+    f"The norm grows in {ht.studies.listed(told)}. It falls in {grown['falls_here'].sum()}. In the control "
+    f"no norm moves at all: {untouched} ({control['key'].nunique()} run)."
 )
 
 # %% [markdown]
@@ -118,19 +119,20 @@ ht.plotting.publish(
     ht.plotting.fit_comparison(fits),
     "attention_fits",
     table=fits,
-    caption="Held-out R² of polynomial fits from attention outputs before to after training; intervals for other texts",
+    caption="Held-out R² of polynomial fits from attention outputs before to after training; "
+    "intervals for other texts",
 )
 
 # %% tags=["nbval-check-output"]
 curves = fits[fits["fit"].isin(["quadratic", "cubic"])].sort_values("gain").groupby("method").last()
 line = fits[(fits["fit"] == "linear") & (fits["layer"] == fits["layer"].max())].groupby("method")["r2"]
 told = [
-    f"{method}, a line explains {line.min()[method]:.2f} to {line.max()[method]:.2f} of the variance in the last "
-    f"layer, and a degree more gains at most {best['gain']:+.4f} [{best['gain_low']:+.4f}, {best['gain_high']:+.4f}] "
-    f"of R² anywhere ({best['task']}, layer {best['layer']})"
+    f"a line explains {line.min()[method]:.2f} to {line.max()[method]:.2f} of the variance in the last layer "
+    f"with {method}, where a degree more gains at most {best['gain']:+.4f} [{best['gain_low']:+.4f}, "
+    f"{best['gain_high']:+.4f}] of R² anywhere ({best['task']}, layer {best['layer']})"
     for method, best in curves.iterrows()
 ]
-Markdown(f"With {'; with '.join(told)}. The intervals are for these models on other texts.")
+Markdown(f"In numbers: {ht.studies.listed(told)}. The intervals are for these models on other texts.")
 
 # %% [markdown]
 # So a curve adds nothing to a line, in either method. But a line explains full fine-tuning only in the lower layers: in the last
@@ -172,8 +174,8 @@ spine = ht.studies.score_table(ht.reference("spine")).query("metric == 'accuracy
 eight = ht.studies.gains(spine, {"adapter − norm": ("Hadamard", "LayerNormTuning")})
 [wider], (tasks, pairs) = ht.studies.intervals(eight, times=100), eight.loc[0, ["n", "averaged"]]
 Markdown(
-    f"On {tasks} tasks with accuracy the adapter is {wider} points above the norm alone (95 % interval for other "
-    f"tasks, {pairs} pairs of runs)."
+    f"On {tasks} tasks with accuracy the adapter is {wider} points above the norm alone (95 % interval for "
+    f"other tasks, {pairs} pairs of runs)."
 )
 
 # %% [markdown]
@@ -186,9 +188,9 @@ told = [
     for part, row in average.iterrows()
 ]
 Markdown(
-    f"**Finding.** On average over the states of the other parts, {'; '.join(told)} (three tasks, 95 % intervals). "
-    f"The whole adapter over the norm alone, for other tasks: {effects.loc[('W + b', 'norm'), 'other tasks']} points "
-    f"on these three, {wider} on {tasks} tasks."
+    f"**Finding.** On average over the states of the other parts, {ht.studies.listed(told)} (three tasks, "
+    f"95 % intervals). The whole adapter over the norm alone, for other tasks: "
+    f"{effects.loc[('W + b', 'norm'), 'other tasks']} points on these three, {wider} on {tasks} tasks."
 )
 
 # %% [markdown]
