@@ -191,8 +191,7 @@ Markdown(
 # many parameters, or fewer, have reached. If parameters bought accuracy, it would climb all the way.
 
 # %%
-families = {type(adapter).__name__: family for family, (_, group) in FAMILIES.items() for adapter in group}
-costs = ht.studies.cost_table(ht.reference("glue", "zoo", own=False), families, task="sst2")
+costs = ht.studies.method_scores(ht.reference("glue", "zoo", own=False)).query("task == 'sst2'")
 ht.plotting.score_against_parameters(costs, metric="Accuracy")
 
 # %% tags=["nbval-check-output"]

@@ -201,8 +201,8 @@ gains[["points", "n", "averaged"]]
 # %%
 results = ht.reference("sparse_others", own=False)
 # Houlsby adapters of other widths and shares belong to Large-Sparse below
-others = ht.studies.by_class(ht.studies.short_names(ht.studies.sparse_table(results)), Houlsby=32)
-others = others.query("control == 'none' and sparsity in [0, 0.4, 0.6, 0.8, 0.9]")
+others = ht.studies.short_names(ht.studies.sparse_table(results))
+others = ht.studies.sparse_methods(others, [0.0, 0.4, 0.6, 0.8, 0.9], bottlenecks={"Houlsby": 32})
 ht.plotting.score_against_sparsity(others, metric="Accuracy")
 
 # %% [markdown]

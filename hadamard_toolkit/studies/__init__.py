@@ -64,7 +64,7 @@ from hadamard_toolkit.studies.method_tables import (
     score_grid,
     sparse_methods,
 )
-from hadamard_toolkit.studies.pruning import by_class, pruning_cost, pruning_gains
+from hadamard_toolkit.studies.pruning import pruning_cost, pruning_gains
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
 from hadamard_toolkit.studies.sharing_tables import scheme_table, share_table, with_alone
 from hadamard_toolkit.studies.similarity import (
@@ -94,7 +94,6 @@ from hadamard_toolkit.studies.statistics import (
 from hadamard_toolkit.studies.sufficient import kept_share, smallest_set
 from hadamard_toolkit.studies.tables import (
     constant_score,
-    cost_table,
     history_table,
     learned,
     mark_failed,
@@ -126,7 +125,6 @@ __all__ = [
     "alike_beyond",
     "as_text",
     "better_than_chance",
-    "by_class",
     "cka_debiased",
     "cka_summary",
     "clearest_tests",
@@ -136,12 +134,11 @@ __all__ = [
     "constant_score",
     "contrast_table",
     "dead_by_scorer",
-    "cost_table",
     "dead_units",
     "densities",
     "density_table",
-    "figure_list",
     "effects_text",
+    "figure_list",
     "fit_summary",
     "gains",
     "goal_reached",

@@ -10,17 +10,6 @@ from hadamard_toolkit.studies.gains import gains
 UNPRUNED, SMALL = "unpruned", "small dense adapter"
 
 
-def by_class(sparse: pd.DataFrame, **bottlenecks: int) -> pd.DataFrame:
-    """A `sparse_table` with adapters under the names of their classes: `"LoRA"` for `LoRA(init="normal")`.
-
-    `bottlenecks` keeps one width of a class that was run at several: `by_class(table, Houlsby=32)`.
-    """
-    name = sparse["adapter"].str.extract(r"^(\w+)", expand=False)
-    width = sparse["adapter"].str.extract(r"bottleneck=(\d+)", expand=False)
-    wanted = name.map({key: str(value) for key, value in bottlenecks.items()})
-    return sparse.assign(adapter=name)[wanted.isna() | (wanted == width)]
-
-
 def pruning_cost(sparse: pd.DataFrame) -> pd.DataFrame:
     """What pruning costs each pruned run of a `sparse_table`: `unpruned` and `cost`, its score less that one.
 

@@ -99,22 +99,6 @@ def normalised_scores(marked: pd.DataFrame, ceiling: str = "FullFineTuning") -> 
     return marked.assign(normalised=(marked["score"] - marked["constant"]) / gap)[gap.notna()]
 
 
-def cost_table(
-    store: RunStore, families: Mapping[str, str], *, task: str, split: str = "test"
-) -> pd.DataFrame:
-    """What each run of a task trains and scores: task, method, family, seed, parameters, score, n, train_rows.
-
-    For `plotting.score_against_parameters`. `families` maps a method's name to its family; methods that it does not
-    name are left out. `parameters` counts trained ones, the head left out. Sorted by method, family and seed.
-    """
-    runs = store.load()
-    runs = runs[runs["headline"] & (runs["split"] == split) & (runs["task"] == task)]
-    table = runs.rename(columns={"trained": "parameters", "value": "score"})
-    table = table.assign(family=table["method"].map(families)).dropna(subset="family")
-    columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
-    return table.sort_values(columns[:4])[columns].reset_index(drop=True)
-
-
 def rates_tried(store: RunStore, *, split: str = "validation") -> pd.DataFrame:
     """The mean headline score of every method at every learning rate: method, rate, score, best, edge.
 

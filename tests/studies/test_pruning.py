@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from hadamard_toolkit.errors import ArgumentError
-from hadamard_toolkit.studies import by_class, pruning_cost, pruning_gains
+from hadamard_toolkit.studies import pruning_cost, pruning_gains
 
 ROWS = [
     ("dense", 0.0, "none", 0, 0.90),
@@ -47,17 +47,3 @@ def test_what_claims_about_pruning_rest_on() -> None:
     ]
     with pytest.raises(ArgumentError, match=r"sparsity=0\.5"):
         pruning_gains(SPARSE, 0.5)
-
-
-def test_adapters_by_class_and_one_width() -> None:
-    names = [
-        "Houlsby(bottleneck=32)",
-        "Houlsby(bottleneck=8)",
-        'Houlsby(init="normal")',
-        "LoRA()",
-        "MAM(bottleneck=8)",
-    ]
-    table = pd.DataFrame({"adapter": names})
-    assert by_class(table)["adapter"].tolist() == ["Houlsby"] * 3 + ["LoRA", "MAM"]
-    kept = by_class(table, Houlsby=32)
-    assert kept["adapter"].to_dict() == {0: "Houlsby", 3: "LoRA", 4: "MAM"}

@@ -16,7 +16,6 @@ from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.spec import canonical_json
 from hadamard_toolkit.studies import (
     constant_score,
-    cost_table,
     history_table,
     learned,
     mark_failed,
@@ -207,26 +206,6 @@ class Loaded:
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.load = lambda: table
-
-
-def test_what_a_run_trains_and_scores() -> None:
-    runs = run_rows(
-        method=["LoRA", "HeadOnly", "LoRA", "BitFit", "LoRA", "LoRA"],
-        task=["sst2", "sst2", "sst2", "sst2", "rte", "sst2"],
-        seed=[1, 0, 0, 0, 0, 0],
-        split=["test"] * 5 + ["validation"],
-        trained=[8, 0, 8, 3, 8, 8],
-        value=[0.7, 0.5, 0.6, 0.9, 0.1, 0.2],
-    )
-    families = {"LoRA": "low rank", "HeadOnly": "control"}
-    table = cost_table(Loaded(runs), families, task="sst2")  # type: ignore[arg-type]
-    columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
-    assert list(table.columns) == columns
-    assert table[["method", "family", "seed", "parameters", "score"]].values.tolist() == [
-        ["HeadOnly", "control", 0, 0, 0.5],
-        ["LoRA", "low rank", 0, 8, 0.6],
-        ["LoRA", "low rank", 1, 8, 0.7],
-    ]
 
 
 def test_rates_tried_their_best_and_their_edges() -> None:
