@@ -3,7 +3,7 @@
 #
 # SparseAdapter ([He et al. 2022](https://aclanthology.org/2022.findings-emnlp.160/)) removes a share $s$ of an adapter's weights
 # *before* training and trains what is left. Its abstract claims that sparse adapters hold their own up to $s = 80\,\%$, and that
-# at an equal budget a wide sparse adapter beats a narrow dense one. Two questions decide what that means:
+# a wider and sparser adapter of the same budget, *Large-Sparse*, beats full fine-tuning. Two questions decide what that means:
 #
 # 1. Does pruning cost anything? Compare with the adapter unpruned, **and** with a dense one as small as what is left.
 # 2. Does the *scorer* matter, the rule that says which weights go? Or only how many weights stay in which tensor? Compare each mask
