@@ -199,7 +199,7 @@ ranked = costs.sort_values("score", ascending=False)
 scores = ht.studies.mean_sd(ranked, "method", times=100, digits=1)
 missing = ht.studies.listed(sorted(set(zoo) - set(scores.index)))
 print(f"accuracy in % on {costs['n'].max()} development rows (runs); no runs of: {missing}")
-scores.to_frame("accuracy").T
+scores.to_frame("accuracy")
 
 # %% [markdown]
 # ## What this shows, and what it does not
