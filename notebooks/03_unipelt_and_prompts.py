@@ -215,8 +215,9 @@ opened = ht.studies.measured_table(results, "gates")
 opened.pivot_table(index=["task", "gate"], columns="layer", values="mean", sort=False).round(2)
 
 # %% [markdown]
-# No gate comes near zero, so nothing is turned off; the prefix is opened least. And does a gate tell examples apart, as it was made to, or is it one constant per layer? Its standard deviation over examples says so,
-# here in the layers where it is least and most:
+# No gate comes near zero, so nothing is turned off; on average the prefixes are opened least. And does a gate tell examples apart, as
+# it was made to, or is it one constant per layer? Its standard deviation over examples says so, here in the layers where it is least and
+# most:
 
 # %% tags=["nbval-check-output"]
 opened.groupby(["task", "gate"], sort=False)["sd"].agg(["min", "max"]).round(3)
