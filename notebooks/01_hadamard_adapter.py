@@ -103,8 +103,8 @@ ht.studies.mean_sd_table(scores, ["task", "metric"], "method")
 ht.plotting.score_by_method(scores[["task", "method", "seed", "score"]])
 
 # %% [markdown]
-# Two things stand out before any test. On `next-sentence` and `word-order` nobody learns anything from 300 rows, full fine-tuning
-# included; such tasks say nothing about methods and pull every mean difference towards zero. And where something is learned, the
+# Two things stand out before any test. On `next-sentence` and `word-order` next to nothing is learned from 300 rows, by full fine-tuning
+# neither; such tasks say nothing about methods and pull every mean difference towards zero. And where something is learned, the
 # order of the methods is nearly the same everywhere.
 #
 # The differences are paired: same task, same seed. With $s_{t,r}$ the score of a method on task $t$ with seed $r$, and $c$ the control,

@@ -166,7 +166,7 @@ def shift_counts(shift: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for method, part in shift.groupby("method"):
-        top = part.loc[part["percent"].abs().idxmax()]
+        top = part.iloc[int(part["percent"].abs().to_numpy().argmax())]
         rows[method] = {
             "cells": len(part),
             "grows": int((part["low"] > 0).sum()),

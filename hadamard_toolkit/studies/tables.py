@@ -108,8 +108,8 @@ def rates_tried(store: RunStore, *, split: str = "validation") -> pd.DataFrame:
     runs = store.load()
     runs = runs[runs["headline"] & (runs["split"] == split)]
     rates = [json.loads(text)["learning_rate"] for text in runs["protocol"]]
-    table = runs.assign(rate=rates).groupby(["method", "rate"], as_index=False)["value"].mean()
-    table = table.rename(columns={"value": "score"})
+    means = runs.assign(rate=rates).groupby(["method", "rate"])["value"].mean()
+    table = means.rename("score").reset_index()
     by_method = table.groupby("method")
     extremes = by_method["rate"].transform("min"), by_method["rate"].transform("max")
     table["best"] = table.index.isin(by_method["score"].idxmax())
