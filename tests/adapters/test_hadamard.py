@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.adapters.hadamard import HadamardVectors
+from hadamard_toolkit.adapters.hadamard import IDENTITY, HadamardVectors
 from hadamard_toolkit.errors import ArgumentError
 from tests.architectures import tiny_batch, tiny_model
 
@@ -121,6 +121,13 @@ def test_merge_error_by_dtype(placement: str, dtype: torch.dtype, tolerance: flo
     expected = logits(model)
     attachment.merge()
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=tolerance)
+
+
+def test_the_vectors_start_at_the_identity() -> None:
+    vectors = ht.attach(tiny_model("bert"), ht.Hadamard(norm=None)).vectors()
+    assert {name.rpartition(".")[2]: set(array.ravel()) for name, array in vectors.items()} == {
+        name: {value} for name, value in IDENTITY.items()
+    }
 
 
 def test_vectors_have_one_order() -> None:
