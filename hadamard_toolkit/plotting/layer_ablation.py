@@ -194,9 +194,8 @@ def layers_kept_by_task(table: pd.DataFrame, *, venue: str = "acl-column") -> Fi
         count = counted(table["n_runs"])
         note = f"Share of runs, %, that keep the layer; n = {count} per task; in brackets: how many layers are kept."
         if left_out:
-            note += (
-                f" Not drawn, as no smaller set was confirmed on test rows: {', '.join(map(str, left_out))}."
-            )
+            names = ", ".join(map(str, left_out))
+            note += f" Not drawn, as no smaller set was shown to be enough: {names}."
         frame(figure, 0.45 + 0.16 * len(shown), note=note)
     return figure
 

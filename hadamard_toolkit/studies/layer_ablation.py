@@ -298,9 +298,10 @@ def _consensus_orders(
 def removal_curves(removals: pd.DataFrame, paths: pd.DataFrame, *, split: str = TEST) -> pd.DataFrame:
     """The score of what each rule kept: `paths` with `score`, `full` (of all layers) and `difference` = score − full.
 
-    Subsets that were not scored on `split` are left out.
+    Subsets that were not scored on `split` are left out. A column `constant` (of `removal_table`) stays.
     """
-    rows = removals.loc[removals["split"] == split, ["key", "kept", "score"]]
+    columns = ["key", "kept", "score", *removals.columns.intersection(["constant"])]
+    rows = removals.loc[removals["split"] == split, columns]
     curves = paths.merge(rows, on=["key", "kept"], how="inner", validate="many_to_one")
     grid = read_grid(removals, split)
     full = curves["key"].map(dict(zip(grid.runs["key"], grid.score[:, -1], strict=True)))

@@ -28,14 +28,15 @@ SEVERAL = ", K = "  # between a task and its number of training rows, where a ta
 def removal_table(store: RunStore, *, layers: int) -> pd.DataFrame:
     """Scores with some layers kept, of all runs of `Hadamard()` on a backbone of so many layers that have them.
 
-    `measured_table(store, "removal")` with three more columns: `metric`, `train_rows`, and whether the run `failed`
-    (`mark_failed`). Tasks have short names; a task whose runs were trained on different numbers of rows is one task per
-    number, such as `"sst2, K = 100"`. `DataError` if there is no such run.
+    `measured_table(store, "removal")` with four more columns: `metric`, `train_rows`, what one answer for all rows
+    scores (`constant`), and whether the run `failed` (`mark_failed`). Tasks have short names; a task whose runs were
+    trained on different numbers of rows is one task per number, such as `"sst2, K = 100"`. `DataError` if there is no
+    such run.
     """
     removals = short_names(measured_table(store, "removal"))
     scores = score_table(store)
     measured = scores[(scores["label"] == ADAPTER) & scores["key"].isin(removals["key"])]
-    runs = mark_failed(measured, store).set_index("key")[["metric", "train_rows", "failed"]]
+    runs = mark_failed(measured, store).set_index("key")[["metric", "train_rows", "constant", "failed"]]
     table = removals.join(runs, on="key", how="inner")
     table = table[_size(table).groupby(table["key"]).transform("max") == layers].reset_index(drop=True)
     if table.empty:

@@ -20,7 +20,7 @@ def mask_overview(runs: list[MaskRun]) -> pd.DataFrame:
     """How many seeds have a mask, without controls: a row per adapter, task and scorer, a column per sparsity."""
     facts = pd.DataFrame([run.facts for run in runs if run.control == NO_CONTROL])
     seeds = facts.groupby(["adapter", "task", "scorer", "sparsity"])["init_seed"].nunique()
-    return short_names(seeds.unstack("sparsity", fill_value=0))
+    return short_names(seeds.unstack("sparsity", fill_value=0).rename(columns="{:.0%} removed".format))
 
 
 def masks_at(runs: list[MaskRun], sparsity: float) -> list[MaskRun]:

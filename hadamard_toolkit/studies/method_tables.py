@@ -10,7 +10,7 @@ from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.studies.mask_statistics import NO_CONTROL
-from hadamard_toolkit.studies.tables import score_table
+from hadamard_toolkit.studies.tables import mark_failed, score_table
 from hadamard_toolkit.studies.text import in_order, mean_sd_table
 
 CONSTANT = "one answer for all"
@@ -28,15 +28,16 @@ METHODS = {method: family for family, methods in FAMILIES.items() for method in 
 def method_scores(store: RunStore) -> pd.DataFrame:
     """Headline test scores with what each method trains, for `score_against_parameters`.
 
-    Columns: `key`, `task`, `method`, `family` (of `FAMILIES`), `seed`, `parameters` (trained, without the head),
-    `score`, `n`, `train_rows`. Sorted by task, method, family and seed; methods of no family are left out.
+    Columns: `key`, `task`, `method`, `family` (of `FAMILIES`), `seed`, `parameters` (trained) and `stored`, both
+    without the head, `score`, `n`, `train_rows`, and `constant` and `failed` of `mark_failed`. Sorted by task, method,
+    family and seed; methods of no family are left out.
     """
     runs = store.load()
     runs = runs[runs["headline"] & (runs["split"] == "test") & runs["method"].isin(METHODS)]
     runs = runs.rename(columns={"trained": "parameters", "value": "score"})
     runs = runs.assign(family=runs["method"].map(METHODS))
-    columns = ["key", "task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
-    return runs.sort_values(columns[1:5], ignore_index=True)[columns]
+    columns = ["key", "task", "method", "family", "seed", "parameters", "stored", "score", "n", "train_rows"]
+    return mark_failed(runs.sort_values(columns[1:5], ignore_index=True)[columns], store)
 
 
 def score_grid(
@@ -65,7 +66,7 @@ def score_grid(
 def low_resource_table(
     store: RunStore, specs: Iterable[RunSpec], methods: Mapping[Adapter, str], *, task: str = "sst2"
 ) -> pd.DataFrame:
-    """Scores against the number of training rows, for `score_against_rows`: task, method, rows, seed, score, n.
+    """Scores against training rows, for `score_against_rows`: task, method, rows, seed, score, n, constant.
 
     Of the runs `specs` on `task` those of the adapters `methods`, under the names and in the order given there, but
     without runs whose head stayed random.
@@ -77,7 +78,8 @@ def low_resource_table(
         head=[plan[key].protocol.head for key in scores["key"]],
     )
     scores = scores[(scores["task"] == task) & (scores["head"] != "frozen-random")]
-    return in_order(scores, "method", methods.values())[["task", "method", "rows", "seed", "score", "n"]]
+    scores = mark_failed(in_order(scores, "method", methods.values()), store)
+    return scores[["task", "method", "rows", "seed", "score", "n", "constant"]]
 
 
 def sparse_methods(

@@ -176,7 +176,7 @@ def test_sets_that_were_not_confirmed_are_not_drawn_as_enough() -> None:
     table = shares().assign(confirmed=lambda table: table["task"] == "a")
     figure = layers_kept_by_task(table)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a (2)", "mean of tasks"]
-    assert "no smaller set was confirmed on test rows: b." in texts(figure)
+    assert "no smaller set was shown to be enough: b." in texts(figure)
     with pytest.raises(ArgumentError, match="False for every task"):
         layers_kept_by_task(table.assign(confirmed=False))
 

@@ -15,6 +15,7 @@ from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.studies import (
     better_than_chance,
     clearest_tests,
+    constant_score,
     kept_and_removed,
     layer_scores,
     leave_one_out,
@@ -49,6 +50,9 @@ def test_runs_of_the_asked_depth_are_named_and_marked(
     assert set(removals["metric"]) == {"accuracy"}
     assert set(removals["train_rows"]) == {run["train_rows"]}
     assert removals["failed"].nunique() == 1
+    assert set(removals["constant"]) == {constant_score(store.run(specs[0].key))}
+    curves = removal_curves(removals, pd.DataFrame({"key": specs[0].key, "kept": ["", "0,1,2"]}))
+    assert curves["constant"].tolist() == removals["constant"].tolist()
     with pytest.raises(DataError, match="on 6 layers"):
         removal_table(store, layers=6)
 

@@ -43,7 +43,7 @@ def masks() -> list[MaskRun]:
 
 def test_the_overview_counts_seeds_without_controls() -> None:
     found = mask_overview(masks())
-    assert list(found.columns) == [0.4, 0.8]
+    assert list(found.columns) == ["40% removed", "80% removed"]
     assert found.loc[("Pfeiffer()", "tweets-polarity", "snip")].tolist() == [1, 2]
     assert found.loc[("Pfeiffer()", "sst2", "magnitude")].tolist() == [0, 1]
     assert found.loc[("Pfeiffer(bottleneck=64)", "tweets-polarity", "snip")].tolist() == [0, 1]

@@ -29,6 +29,8 @@ def test_scores_come_with_what_a_method_trains(make_spec: Callable[..., ht.RunSp
     assert found["family"].to_dict() == {"Hadamard": "vectors", "LoRA": "low rank"}
     runs = store.load().drop_duplicates("key").set_index("method")
     assert found.loc["LoRA", "parameters"] == runs.loc["LoRA", "trained"]
+    assert found.loc["LoRA", "stored"] == runs.loc["LoRA", "stored"]
+    assert found["constant"].between(0.5, 1).all()
     assert found.loc["LoRA", "score"] == score_table(store).set_index("method").loc["LoRA", "score"]
 
 
@@ -76,7 +78,7 @@ def test_few_labels_keep_the_order_of_the_methods_and_leave_out_random_heads(
     found = low_resource_table(store, specs, {ht.Hadamard(): "ours", ht.HeadOnly(): "the head"})
     assert found["method"].tolist() == ["ours", "the head"]
     assert found["rows"].tolist() == [48, 48]
-    assert list(found.columns) == ["task", "method", "rows", "seed", "score", "n"]
+    assert list(found.columns) == ["task", "method", "rows", "seed", "score", "n", "constant"]
 
 
 def test_a_method_has_one_width_and_no_controls() -> None:
