@@ -9,357 +9,316 @@
 # %% [markdown]
 # # Layer pruning: which layers' adapters can go, and is that better than chance?
 #
-# The Hadamard paper (Chen et al. 2023) drops the adapter from some layers and goes from 0.033 % to 0.022 % of the parameters: 8 of 12
-# layers. Which ones, and by what rule? Three things make such a claim believable, and all are here:
+# The Hadamard adapter puts a weight vector $W$ and a bias vector $b$ behind the attention of every layer and trains
+# them together with the LayerNorm that follows. Chen et al. (2023) report that some layers can do without: from
+# 0.033 % to 0.022 % of the parameters of BERT-base, which by our count is 8 of 12 layers. Which layers are they,
+# and by what rule are they found? This notebook asks it as *layer ablation*: the adapter is trained on all layers,
+# then taken out of some, and the model is scored again without any further training. A removed layer gets $W = 1$,
+# $b = 0$ and the backbone's own norm back, so it computes what it computed before.
 #
-# 1. layers are **chosen on held-out rows** (or by the vectors alone), and the choice is scored once on test rows;
-# 2. its null is a **blind draw** of as many layers, not "the full adapter did not lose much";
-# 3. "as good as all layers" is a test of **equivalence within a margin that is stated first**, over seeds and rows.
+# ![A rule keeps 4 of 6 layers; its null is the mean score of all 15 sets of 4 layers](../docs/layer_removal.svg)
 #
-# Nothing is retrained before the section that says so: a removed layer gets W = 1, b = 0 and the backbone's own norm back.
+# Three things make a claim about such a choice believable, and all of them are made below.
+#
+# 1. The layers are **chosen on held-out rows** (or from the vectors alone), and the choice is scored once, on test
+#    rows.
+# 2. Its null hypothesis is a **blind draw** of as many layers. That little is lost says nothing by itself: perhaps
+#    any layers could go.
+# 3. "As good as all layers" is a test of **equivalence within a margin that was stated first**, over seeds and
+#    rows.
 
-# %%
-import os
+# %% [markdown]
+# ## What was measured, and what there is to lose
+#
+# The runs are the committed ones: `Hadamard()` on MiniLM (6 layers), with three seeds on each of nine tasks. For
+# every run all $2^6 = 64$ subsets of layers were scored, on held-out rows and on test rows. The table has the rows
+# of one run, the mean test score with all layers and with none, and their difference `worth`. A run has `failed` if
+# it scores at most a point above giving one answer to all rows. Where the adapter is worth nothing, nothing is lost
+# by taking it out, and no layer is "redundant" there in any sense that matters; so keep the last column in mind
+# wherever a layer seems to be free.
 
+# %% tags=["nbval-check-output"]
 import pandas as pd
+from IPython.display import Markdown
 
 import hadamard_toolkit as ht
 from hadamard_toolkit import studies
 
-STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
-VENUE = os.environ.get("HADAMARD_VENUE", "neurips")  # whose width the figures have
-PLAN = None if "HADAMARD_STORE" in os.environ else f"{STORE}/spine.toml"  # None: all runs of the store
-PLANS = "../data/reference_runs"
-DEEP = f"{PLANS}/mpnet.toml"  # runs on 12 layers; None: those of the store
-MARGIN = 0.03  # how much accuracy a smaller set may cost and still count as "as good"; stated before looking
+MARGIN = 0.03  # accuracy that a smaller set may cost and still count as "as good"; stated before looking
+pd.options.display.float_format = "{:.3f}".format
+pd.options.display.max_colwidth = 80
 
-store = ht.RunStore(STORE)
-store = store.only(PLAN) if PLAN else store
-trained = studies.mark_failed(studies.score_table(store), store)
-# without the short runs that picked learning rates
-trained = trained[(trained["label"] == "Hadamard()") & (trained["n"] > 50)]
-six = store.load().query("backbone == 'minilm-l6'")["key"]
-trained = trained[trained["key"].isin(six)].assign(task=trained["task"].str.removeprefix("embedded/"))
-many = trained.groupby("task")["train_rows"].transform("nunique") > 1
-trained["task"] += (", K = " + trained["train_rows"].astype(str)).where(many, "")
-names = trained.set_index("key")["task"]
-removals = studies.measured_table(store, "removal")
-removals = removals[removals["key"].isin(names.index)].assign(task=removals["key"].map(names))
-removals["metric"] = removals["key"].map(trained.set_index("key")["metric"])
-
-# %% tags=["nbval-check-output"]
-runs = removals.drop_duplicates(["key", "split"]).pivot_table(
-    index="task", columns="split", values="n", aggfunc="max"
-)
-runs["seeds"] = removals.groupby("task")["seed"].nunique()
-print("Hadamard runs on MiniLM (6 layers) whose 64 subsets of layers were scored: rows by split, and seeds")
-print(runs.astype(int).to_string())
-missing = trained.loc[~trained["key"].isin(removals["key"]), "task"].value_counts().sort_index()
-print(f"trained but not measured: {', '.join(f'{task} ({n})' for task, n in missing.items()) or 'none'}")
-failed = trained.groupby("task")["failed"].agg(["sum", "size"]).query("sum > 0")
-told = ", ".join(f"{task} ({row['sum']} of {row['size']})" for task, row in failed.iterrows())
-print(
-    f"{trained['failed'].sum()} of {len(trained)} runs score no more than a point above one answer for all rows: {told or 'none'}"
-)
+store = ht.reference("spine")
+removals = studies.removal_table(store, layers=6)
+overview = studies.removal_overview(removals)
+overview
 
 # %% [markdown]
 # ## How far did each layer move?
 #
-# $\lVert W_\ell - 1\rVert / \sqrt d$ and $\lVert b_\ell - \bar b_\ell\rVert / \sqrt d$: root mean square by layer, so that widths compare. The mean
-# of $b$ is taken out: the norm behind the adapter subtracts it. A layer that moved little is the first to go by the `norm` rule.
+# The simplest guess at a layer's importance looks at no score at all: how far did training move its vectors from
+# where they started? The figure shows the root mean square per coordinate,
+#
+# $$\frac{\lVert W_\ell - 1\rVert}{\sqrt d} \qquad\text{and}\qquad \frac{\lVert b_\ell - \bar b_\ell \mathbf 1\rVert}{\sqrt d} ,$$
+#
+# so that backbones of different width $d$ compare. The mean of $b$ is taken out because the LayerNorm behind the
+# adapter subtracts it: adding a constant to $b$ changes nothing. Drawn are the tasks with at least one run that did
+# not fail.
 
 # %%
-importance = studies.layer_importance(studies.vector_table(store))
-importance = importance[importance["key"].isin(removals["key"])].assign(task=importance["key"].map(names))
-tasks = sorted(set(importance["task"]))
-drawn = importance[(importance["vector"] != "both") & importance["task"].isin(tasks[:8])]
-print(f"not drawn, as a figure tells eight tasks apart: {', '.join(tasks[8:]) or 'none'}")
-figure = ht.plotting.importance_by_layer(drawn, venue=VENUE)
-ht.plotting.save(
-    figure,
+learned = removals[~removals.groupby("task")["failed"].transform("all")]
+moved = studies.of_runs(studies.layer_importance(studies.vector_table(store)), learned)
+ht.plotting.publish(
+    ht.plotting.importance_by_layer(moved),
     "layer_importance",
-    table=drawn,
-    profile="reference",
+    table=moved[moved["vector"] != "both"],
     caption="How far each layer's Hadamard vectors moved",
 )
-figure
 
 # %% [markdown]
 # ## What does one layer add to the others?
 #
-# Leave one out: score with all layers minus score without layer $\ell$, on test rows; mean over runs. It is blind to layers that stand in for
-# one another, which is why the curves follow.
+# Leave one out: the score with all layers less the score without layer $\ell$, on test rows, mean over the seeds.
+# The table is in points (hundredths of the task's metric). It has a blind spot: two layers that can stand in for
+# one another both look worthless here, which is why the removal curves follow.
 
 # %% tags=["nbval-check-output"]
 drops = studies.leave_one_out(removals)
-print((100 * drops.pivot_table(index="task", columns="layer", values="drop")).round(1).to_string())
-print("points lost without the layer, of the task's metric")
+(100 * drops.pivot_table(index="task", columns="layer", values="drop")).map("{:+.1f}".format)
 
 # %% [markdown]
-# Could one have known without removing anything? Three scores cost at most one backward pass over held-out rows: the distance moved;
-# the first-order change of the loss, and the diagonal Fisher information, when layer $\ell$ goes back by its $\Delta_\ell$,
+# Could one have known these drops without removing anything? Three cheap scores of a layer cost at most one
+# backward pass over the held-out rows. `norm` is the distance moved. The other two ask what the loss would do if
+# layer $\ell$ went back by its change $\Delta_\ell$: to first order (Molchanov et al. 2017), and by the diagonal of
+# the Fisher information (Theis et al. 2018),
 #
-# $$\text{Taylor:}\;\Big|\sum_j \bar g_{\ell j} \Delta_{\ell j}\Big|, \qquad \text{Fisher:}\; \tfrac12 \sum_j \overline{g_{\ell j}^2}\, \Delta_{\ell j}^2 ,$$
+# $$\text{taylor:}\;\Big|\sum_j \bar g_{\ell j} \Delta_{\ell j}\Big|, \qquad
+# \text{fisher:}\; \tfrac12 \sum_j \overline{g_{\ell j}^2}\, \Delta_{\ell j}^2 ,$$
 #
-# with $g$ each row's gradient at the trained values (Molchanov et al. 2017; Theis et al. 2018). Spearman's $\rho$ of each with the drop over the
-# six layers, run by run; under the null a mean of 0. The interval is for other tasks (t over task means).
+# where $g$ is the gradient of one row's loss at the trained values and the bar is the mean over rows. Spearman's
+# $\rho$ compares the order of the six layers by each score with their order by the drop, run by run; if a score
+# knew nothing, the mean of $\rho$ would be 0. The interval is for other tasks (a $t$ interval over the means of the
+# tasks, `n` of them).
 
 # %% tags=["nbval-check-output"]
-columns_of_rules = ["key", "layer", "rule", "value"]
-both = importance[importance["vector"] == "both"].assign(rule="norm", value=lambda table: table["l2"])
-gradients = studies.measured_table(store, "taylor")
-gradients = gradients[gradients["key"].isin(removals["key"])]
-cheap = [
-    both[columns_of_rules],
-    *(gradients.assign(rule=rule, value=gradients[rule])[columns_of_rules] for rule in ("taylor", "fisher")),
-]
-# a rule is compared where every run has its scores
-cheap = pd.concat([table for table in cheap if set(removals["key"]) <= set(table["key"])], ignore_index=True)
-ranked = cheap.merge(drops, on=["key", "layer"])
-told = {}
-for rule, rows in ranked.groupby("rule", sort=False):
-    by_run = rows.groupby(["task", "key"])[["value", "drop"]].apply(
-        lambda run: run["value"].corr(run["drop"], method="spearman")
-    )
-    told[rule] = studies.mean_over(by_run.dropna().rename("rho").reset_index(), "rho").iloc[0]
-ranked = pd.DataFrame(told).T[["mean", "low", "high", "n"]].rename(columns={"n": "tasks"})
-print(ranked.astype(float).round(3).to_string())
+scores = studies.layer_scores(store, removals)
+ranked = studies.rank_correlation(scores, drops)
+ranked[["rule", "mean", "low", "high", "n"]]
+
+# %% tags=["nbval-check-output"]
+better = studies.listed(ranked["rule"][ranked["low"] > 0], nothing="none of the three")
+Markdown(f"Shown to rank the layers better than chance, in that its interval lies above 0: **{better}**.")
 
 # %% [markdown]
 # ## Removal curves
 #
-# Seven rules, none of which sees a test row: **greedy** backward elimination on held-out rows; **norm**, **taylor** and **fisher**, the layer
-# with the least of these scores first; **consensus**, the mean greedy order of all *other* tasks; **first** and **last**. Behind them, in
-# grey, all subsets of that size.
-# Most sentences of SST-2's dev set are among the movies' texts, so neither has a say in the other's consensus.
+# A *rule* is an order in which layers go. Seven rules are compared, and none of them sees a test row.
+#
+# * `greedy`: backward elimination. Again and again it removes the layer whose loss costs the held-out score least.
+# * `norm`, `taylor`, `fisher`: the layer with the least of these scores goes first.
+# * `consensus`: the mean order in which `greedy` removed the layers in all *other* tasks. Most sentences of SST-2's
+#   dev set are among the movies' texts, so these two tasks have no say in each other's consensus.
+# * `first` and `last`: from the bottom up, and from the top down. They are judged below but not drawn.
+#
+# The grey band behind the lines holds the middle 90 % of *all* subsets of that size, which is what a blind draw
+# would give.
 
 # %%
-related = [set(filter(lambda task: task.startswith(("sst2", "movies")), names))]
-paths = studies.removal_paths(removals, cheap, apart=related)
+apart = studies.tasks_sharing_texts(set(removals["task"]))
+paths = studies.removal_paths(removals, scores, apart=apart)
 curves = studies.removal_curves(removals, paths)
-band = studies.subset_band(removals)
-drawn = curves[~curves["rule"].isin(["first", "last"])]  # these two only in the table below
-figure = ht.plotting.score_by_layers_kept(drawn, band, venue=VENUE)
-ht.plotting.save(
-    figure,
+drawn = curves[~curves["rule"].isin(["first", "last"])]
+ht.plotting.publish(
+    ht.plotting.score_by_layers_kept(drawn, studies.subset_band(removals)),
     "layer_removal_curves",
     table=drawn,
-    profile="reference",
     caption="Score against the number of layers that keep their adapter",
 )
-figure
 
 # %% [markdown]
 # ## Better than chance?
 #
-# Three questions, each with a test and a family of its own (`p_holm`: Holm 1979, over all rules and sizes of the question).
+# Three questions, each with its own test and its own family of tests: `p_holm` is corrected over all rules and
+# sizes of one question (Holm 1979), so that the best of many lucky draws does not count as a finding.
 #
-# *Does the rule choose better than a blind draw?* With $S_t$ the layers kept in task $t$, $g_t = \mathrm{score}_t(S_t) - \operatorname{mean}_{|S| = |S_t|}
-# \mathrm{score}_t(S)$, a one-sided t test of $g_1, \dots, g_T$; its interval is for other tasks. *Is this one subset better than the average of its
-# size?* The same test for `consensus`, `first` and `last`, whose choice is common to all tasks: it says nothing of the rule. *Are these
-# layers better than others kept as consistently?* A rule can choose task by task and yet alike, for reasons that tasks share. Here the layers are relabelled, one permutation $\pi$ for all runs,
+# *Does the rule choose better than a blind draw?* Let $S_t$ be the layers that the rule keeps in task $t$. Its gain
+# is
 #
-# $$p = \frac{1}{720}\,\#\Big\{\pi : \textstyle\sum_r \mathrm{score}_r(\pi S_r) \ge \sum_r \mathrm{score}_r(S_r)\Big\} ,$$
+# $$g_t = \mathrm{score}_t(S_t) - \operatorname{mean}_{|S| = |S_t|} \mathrm{score}_t(S) ,$$
 #
-# which holds for these runs alone and cannot see an order that all tasks share. A test that could never have been significant is not made.
+# and the test is a one-sided $t$ test of $g_1, \dots, g_T$ with an interval for other tasks. *Is this one subset
+# better than the average of its size?* The same test for `consensus`, `first` and `last`, whose choice is common to
+# all tasks: it judges a subset and says nothing of the rule. *Are these layers better than others kept as
+# consistently?* A rule may choose task by task and yet choose alike everywhere, for reasons that tasks share. So
+# here the layers are relabelled by one permutation $\pi$ for all runs $r$,
 #
-# Accuracy and rank correlation are not averaged: the means are over the tasks with accuracy, and the intensity of tweets follows by itself.
-# Tasks of which every run has failed have nothing to lose; the second reading leaves them out.
+# $$p = \frac{1}{720}\,\#\Big\{\pi : \textstyle\sum_r \mathrm{score}_r(\pi S_r) \ge \sum_r \mathrm{score}_r(S_r)\Big\} .$$
+#
+# That holds for these runs alone. A test that could never have been significant, whatever came out, is `refused`
+# and not made.
+#
+# Accuracy and rank correlation have no common unit, so the means are over the eight tasks with accuracy; the
+# intensity of tweets is in the curves only. A task of which every run has failed has nothing to choose, so
+# everything is read twice, with such tasks and without. The table has the clearest test of each question, the one
+# with the smallest corrected $p$.
 
 # %% tags=["nbval-check-output"]
-counted = removals[removals["metric"] == "accuracy"]
-nothing = trained.groupby("task")["failed"].all()
-learned = counted[~counted["task"].isin(nothing.index[nothing])]
-readings = {"tasks with accuracy": counted, "those that learned": learned}
+readings = {
+    "all tasks": removals[removals["metric"] == "accuracy"],
+    "those that learned": learned[learned["metric"] == "accuracy"],
+}
 chances = {name: studies.better_than_chance(table, paths) for name, table in readings.items()}
-for name, table in chances.items():
-    print(
-        f"\n{name}: {table['n_runs'].iloc[0]} runs of {table['n_tasks'].iloc[0]} tasks, test rows, sizes 4, 3 and 2 of 1 to 5 tested"
+clearest = pd.concat({name: studies.clearest_tests(chance) for name, chance in chances.items()})
+clearest.droplevel(1)
+
+# %% tags=["nbval-check-output"]
+hits = {name: chance[chance["p_holm"] <= 0.05] for name, chance in chances.items()}
+most = max(found["gain"].max() for found in hits.values())
+Markdown(
+    "Significant at 5 % after Holm's correction (rule, and layers kept): "
+    + "; ".join(
+        f"**{name}**, " + studies.listed(f"{row.rule} {row.size}" for row in found.itertuples())
+        for name, found in hits.items()
     )
-    for question, rows in table[table["size"].isin([4, 3, 2])].groupby("question", sort=False):
-        made = rows[rows["refused"] == ""].set_index(["size", "rule"]).sort_index(ascending=[False, True])
-        print(f"{question} ({len(rows) - len(made)} of {len(rows)} could never be significant)")
-        print(
-            made[["score", "chance", "gain", "low", "high", "p", "p_holm"]]
-            .round(3)
-            .dropna(axis=1)
-            .to_string()
-        )
-apart = curves[curves["key"].isin(removals.loc[removals["metric"] != "accuracy", "key"])]
-for (task, rule), rows in apart[apart["size"] == 4].groupby(["task", "rule"], sort=False):
-    if rule in ("greedy", "norm"):
-        middle = band.set_index(["task", "size"]).loc[(task, 4), "mean"]
-        print(
-            f"{task}, 4 layers kept by {rule}: {rows['score'].mean():.3f}; mean of all subsets: {middle:.3f}"
-        )
+    + f"; of {sum(clearest['tests'] - clearest['refused'])} tests in all, and none gains more than "
+    f"{100 * most:.1f} points."
+)
 
 # %% [markdown]
-# Do the tasks agree on an order? Kendall's $W$ is 1 when all remove their layers in the same order, and 0 when they have none in common. The
-# consensus order of a task is made of the orders of all others, so any two of them agree by construction: it has no test.
+# Do the tasks at least agree on an order? Kendall's $W$ is 1 when all tasks remove their layers in the same order,
+# and 0 when their orders have nothing in common. The orders of `consensus` are made of one another, so any two of
+# them agree by construction; they have no test and no $W$.
 
 # %% tags=["nbval-check-output"]
 agreement = studies.rank_agreement(paths)
-tested = agreement[agreement["refused"] == ""]
-print(tested.drop(columns="refused").round(3).to_string(index=False))
-for row in agreement[agreement["refused"] != ""].itertuples():
-    print(f"{row.rule}: not tested, {row.refused}")
+agreement[["rule", "order", "w", "p", "n_tasks", "n_runs"]]
 
 # %% [markdown]
+# The order by distance moved agrees far more across tasks than elimination by score does. That is the reason for
+# the third question: a rule that makes the same choice everywhere is in effect *one* subset, and one subset can be
+# good by luck.
+#
 # ## The smallest sufficient set
 #
-# Walk down the greedy path while "not worse than all layers by the margin" holds on held-out rows (one-sided 5 %, hierarchical bootstrap of the
-# paired difference in accuracy over seeds and rows; for regression a t test over seeds). No row judges a path that it chose: greedy elimination
-# runs on one half of the held-out rows and is judged on the other, and the halves swapped (for regression: chosen by the other seeds).
-# Then test the set that was chosen, once, on test rows; bounds are for other rows and seeds of the task. With so few held-out rows the walk stops early: a set can be as good and not be *shown* to be. And where the adapter has learned
-# next to nothing, nothing is lost by taking it out: the last line says what all layers are worth.
+# How few layers are enough? Walk down the path of `greedy` while "not worse than all layers by the margin" holds on
+# held-out rows. The bound is one-sided at 5 %, from a hierarchical bootstrap that draws seeds and rows (for
+# regression, a $t$ test over seeds). No row judges a path that it helped to choose: elimination runs on one half of
+# the held-out rows and is judged on the other, then the halves are swapped. The set where the walk ends is tested
+# once more on test rows, and `test_low` is the lower bound of its difference to all layers. The `verdict` is
+# `enough` where that test holds, `all layers stay` where nothing could go, and `nothing learned` where all layers
+# together are worth no more than the margin. In such a row even the empty set would pass, and that says nothing
+# about layers.
 
 # %% tags=["nbval-check-output"]
+shown = ["task", "size", "held_out_low", "test", "test_low", "worth", "verdict"]
 smallest = studies.smallest_set(removals, paths, margin=MARGIN)
-columns = ["task", "size", "kept", "held_out_low", "test", "test_low", "confirmed"]
-seeds, held_out, tested = (smallest[f"n_{name}"].min() for name in ("seeds", "held_out", "test"))
-print(f"margin {MARGIN}; differences to all layers and their one-sided 95 % bounds")
-print(f"per task at least {seeds} seed(s), {held_out} held-out rows, {tested} test rows")
-# layers by seed, 0 first, as digits: "12345; 01234"
-short = smallest["kept"].str.replace(r"\d+: ", "", regex=True).str.replace(",", "")
-print(smallest.assign(kept=short)[columns].round(3).to_string(index=False))
-agreed = studies.smallest_set(removals, paths, margin=MARGIN, rule="consensus")
-told = [f"{row.task} {row.size}" + (", confirmed" if row.confirmed else "") for row in agreed.itertuples()]
-print(f"layers that must stay when all other tasks choose the order (consensus): {'; '.join(told)}")
-bare = curves[(curves["rule"] == "greedy") & (curves["size"] == 0)]
-worth = -100 * bare.groupby("task")["difference"].mean()
-told = [f"{task} {points:+.1f}" for task, points in worth.items()]
-print(f"points of all layers over none: {'; '.join(told)}")
+smallest[shown]
+
+# %% [markdown]
+# With so few held-out rows the walk stops early: a set can be as good as all layers and not be *shown* to be. The
+# order that all other tasks agree on needs no held-out rows of the task itself, so there all of them judge, and the
+# walk gets a little further:
+
+# %% tags=["nbval-check-output"]
+studies.smallest_set(removals, paths, margin=MARGIN, rule="consensus")[shown]
+
+# %% [markdown]
+# The sets of `greedy` that were confirmed, layer by layer. A task that learned nothing is not among them, whatever
+# its bounds say.
 
 # %%
 shares = studies.kept_share(paths[paths["rule"] == "greedy"], smallest)
-figure = None
-if shares["confirmed"].any():
-    figure = ht.plotting.layers_kept_by_task(shares)
-    ht.plotting.save(
-        figure,
-        "layers_kept_by_task",
-        table=shares,
-        profile="reference",
-        caption=f"Layers in the smallest set confirmed on test rows to lose less than {100 * MARGIN:.0f} points, by task",
-    )
-figure
+ht.plotting.publish(
+    ht.plotting.layers_kept_by_task(shares),
+    "layers_kept_by_task",
+    table=shares,
+    caption=f"Layers in the smallest set confirmed to lose less than {100 * MARGIN:.0f} points, by task",
+) if shares["confirmed"].any() else Markdown("No smaller set was confirmed.")
 
 # %% [markdown]
 # ## Twelve layers: which four can go?
 #
-# The paper's backbones have 12 layers, and of $2^{12}$ subsets nobody scores all. On MPNet-base these were: the paths of the rules, and 20
-# subsets each of 6 and of 8 layers drawn blindly, the same for all runs. Among 20 drawn subsets p cannot go below 1/21, so that of eight tests
-# none could be significant after the correction: that test is not made. The test over tasks has three of them. Head, adapter and rows as above; the learning rate was picked on held-out rows. SST-2 and the
-# movies share texts, so they are not two independent tasks.
+# The paper's backbones have 12 layers, and nobody scores $2^{12}$ subsets. On MPNet-base three runs were measured:
+# the paths of the rules, and 20 subsets each of 6 and of 8 layers that were drawn blindly, the same for all runs.
+# The table has the test scores with all layers (`full`), with the eight that `greedy` kept (`score`) and with none,
+# and the four layers that went. SST-2 and the movies share texts, so these are not three independent tasks.
 
 # %% tags=["nbval-check-output"]
-deep = ht.RunStore(PLANS).only(DEEP) if DEEP else ht.RunStore(STORE)
-of_twelve = deep.load().query("backbone == 'mpnet-base'")["key"]
-deep_removals = studies.measured_table(deep, "removal")
-deep_removals = deep_removals[deep_removals["key"].isin(of_twelve)]
-deep_removals = deep_removals.assign(task=deep_removals["task"].str.removeprefix("embedded/"))
-norms = studies.layer_importance(studies.vector_table(deep)).query("vector == 'both'")
-norms = norms[norms["key"].isin(deep_removals["key"])].assign(rule="norm", value=norms["l2"])
-deep_paths = studies.removal_paths(deep_removals, norms[columns_of_rules])
+deep = ht.reference("mpnet", own=False)
+deep_removals = studies.removal_table(deep, layers=12).drop(columns="constant")  # far below these scores
+deep_scores = studies.layer_scores(deep, deep_removals, rules=["norm"])
+deep_paths = studies.removal_paths(deep_removals, deep_scores)
 deep_curves = studies.removal_curves(deep_removals, deep_paths)
-ends = deep_curves[(deep_curves["rule"] == "greedy") & deep_curves["size"].isin([0, 8, 12])]
-kept = ends.pivot_table(index=["task", "seed"], columns="size", values="score")[[12, 8, 0]]
-gone = deep_paths[(deep_paths["rule"] == "greedy") & deep_paths["size"].between(8, 11)]
-kept["greedy removed"] = gone.groupby(["task", "seed"])["removed"].apply(
-    lambda layers: ", ".join(map(str, sorted(layers)))
-)
-print("test score with 12, 8 and 0 layers kept by greedy elimination, and the four that went")
-print(kept.round(3).to_string())
+studies.kept_and_removed(deep_curves, size=8)
 
 # %%
-figure = ht.plotting.score_by_layers_kept(
-    deep_curves[deep_curves["rule"].isin(["greedy", "norm"])], studies.subset_band(deep_removals), venue=VENUE
-)
-ht.plotting.save(
-    figure,
+ht.plotting.publish(
+    ht.plotting.score_by_layers_kept(
+        deep_curves[deep_curves["rule"].isin(["greedy", "norm"])], studies.subset_band(deep_removals)
+    ),
     "layer_removal_curves_mpnet",
     table=deep_curves,
-    profile="reference",
     caption="Score against the number of layers that keep their adapter, MPNet-base",
 )
-figure
 
 # %% tags=["nbval-check-output"]
+of_eight = deep_curves.query("rule == 'greedy' and size == 8")
+[lost] = studies.intervals(studies.mean_over(of_eight, "difference"), times=100)
 deep_chance = studies.better_than_chance(deep_removals, deep_paths)
-for question, rows in deep_chance.groupby("question", sort=False):
-    made = rows[rows["refused"] == ""].set_index(["size", "rule"]).sort_index(ascending=[False, True])
-    print(f"{question} ({len(rows) - len(made)} of {len(rows)} could never be significant)")
-    if len(made):
-        print(made[["score", "full", "chance", "gain", "low", "high", "p", "p_holm"]].round(3).to_string())
-print(f"means over {deep_chance['n_runs'].iloc[0]} runs of {deep_chance['n_tasks'].iloc[0]} tasks, test rows")
-[four] = deep_chance.query("test == 'tasks' and rule == 'greedy' and size == 8").to_dict("records")
-of_eight = deep_curves[(deep_curves["rule"] == "greedy") & (deep_curves["size"] == 8)]
-lost = 100 * studies.mean_over(of_eight, "difference").iloc[0][["mean", "low", "high"]].astype(float)
-print(
-    f"without 4 of 12 layers: {lost['mean']:+.1f} points [{lost['low']:+.1f}, {lost['high']:+.1f}] (95 %, for other tasks, from "
-    f"{len(of_eight)} runs of {four['n_tasks']} tasks); against the mean of blind draws {100 * four['gain']:+.1f} points "
-    f"[{100 * four['low']:+.1f}, {100 * four['high']:+.1f}], p = {four['p']:.3f}, Holm {four['p_holm']:.3f}"
+[row] = deep_chance.query("test == 'tasks' and rule == 'greedy' and size == 8").to_dict("records")
+Markdown(
+    f"Without 4 of 12 layers the score changes by **{lost}** points (95 %, for other tasks, from "
+    f"{row['n_tasks']} tasks with one run each). Against the mean of blind draws the choice gains "
+    f"{studies.interval_text(row['gain'], row['low'], row['high'], times=100)} points, "
+    f"$p$ = {row['p']:.3f}, Holm {row['p_holm']:.3f}."
 )
-deep_smallest = studies.smallest_set(deep_removals, deep_paths, margin=MARGIN)
-told = [f"{row.task} {row.size} ({row.ended})" for row in deep_smallest.itertuples()]
-print(f"layers that must stay, and why the walk ended: {'; '.join(told)}")
 
 # %% [markdown]
+# Three tasks can show a large effect only, and all relabelling tests are refused here: among 20 drawn subsets $p$
+# cannot go below 1/21, which no correction for eight tests would let pass.
+#
 # ## Retrained without them
 #
-# After the fact is one thing; training with fewer layers from the start, `Hadamard(layers=…)`, is another. Both on the same test rows, in
-# points of accuracy against the adapter on all layers that was trained from the same seed:
+# Removing layers from a trained adapter is one thing; training with fewer layers from the start,
+# `Hadamard(layers=…)`, is another. Both are compared on the same test rows, in points of accuracy against the
+# adapter on all layers that was trained from the same seed. `gap` is how much better the retrained subset does than
+# the same subset after the fact.
 
 # %% tags=["nbval-check-output"]
-everything = ht.RunStore(STORE if PLAN is None else PLANS)
-retrained = studies.score_table(everything.only(f"{PLANS}/layers.toml") if PLAN else everything)
-whole = studies.score_table(everything.only(f"{PLANS}/ablation.toml") if PLAN else everything)
-retrained = retrained[retrained["label"].str.contains("layers=")]
-if retrained.empty:
-    print("no run of Hadamard(layers=...) is in this store: retrained subsets are missing here")
-else:
-    on = ["task", "seed", "train_rows"]
-    retrained = retrained.assign(
-        kept=retrained["label"].str.extract(r"layers=\((.*?),?\)")[0].str.replace(" ", "")
-    )
-    whole = whole[whole["label"] == "Hadamard()"].set_index(on)["score"].rename("all")
-    fact = studies.measured_table(store, "removal").query("split == 'test'")
-    fact = fact[fact["key"].isin(names.index)].merge(trained[["key", "train_rows"]], on="key")
-    full = fact[fact["kept"].str.len() == fact["kept"].str.len().max()]
-    fact = fact.merge(full[["key", "score"]], on="key", suffixes=("", "_all"))
-    fact["after the fact"] = fact["score"] - fact["score_all"]
-    both = retrained.merge(fact[[*on, "kept", "after the fact"]], on=[*on, "kept"]).join(whole, on=on)
-    both["retrained"] = both["score"] - both["all"]
-    by_set = both.dropna(subset="retrained").groupby("kept")[["after the fact", "retrained"]]
-    told = (100 * by_set.mean()).round(1).assign(runs=by_set.size())
-    print(told.sort_index(key=lambda kept: -kept.str.len()).to_string())
-    gap = (
-        100
-        * (both["retrained"] - both["after the fact"]).groupby([both["task"], both["seed"]]).mean().dropna()
-    )
-    print(
-        f"retrained minus after the fact: {gap.mean():+.1f} points, mean over {len(gap)} pairs of task and seed"
-        f" (from {gap.min():+.1f} to {gap.max():+.1f})"
-    )
+subsets = studies.retrained_subsets(
+    studies.score_table(ht.reference("layers")), studies.score_table(ht.reference("ablation")), removals
+)
+(100 * subsets.groupby("kept")[["after_the_fact", "retrained", "gap"]].mean()).map("{:+.1f}".format)
+
+# %% tags=["nbval-check-output"]
+by_run = 100 * subsets.groupby(["task", "seed"])["gap"].mean()
+Markdown(
+    f"Over {len(by_run)} pairs of task and seed, retraining with the layers that stay gives back "
+    f"**{by_run.mean():+.1f}** points on average (from {by_run.min():+.1f} to {by_run.max():+.1f})."
+)
 
 # %% [markdown]
-# ## With your hands
+# ## Try it
 #
-# Every switch gives one layer (or one site of it) back to the backbone; the head stays as trained. Scores are on held-out
-# rows, with a 95 % interval against the unpruned adapter. On a page without a kernel, the figure shows what one would see.
-# The same as an app: `hadamard pruner`.
+# Every switch gives one layer, or one site of it, back to the backbone; the head stays as it was trained. Scores
+# are on held-out rows with a 95 % interval of the difference to the unpruned adapter. The same panel runs as an
+# app: `hadamard pruner`. On a page without a kernel the switches do nothing, so this is what one would see:
+#
+# ![The layer pruner: a switch per layer and site, and the score of what is kept](../docs/pruner.png)
 
 # %%
-runs = store.load().query("label == 'Hadamard()' and task == 'embedded/tweets-polarity'")
-pruner = ht.LayerPruner(store.run(runs.sort_values(["seed", "key"])["key"].iloc[0]), reference=store)
+first = removals.query("task == 'tweets-polarity'")["key"].iloc[0]
+pruner = ht.LayerPruner(store.run(first), reference=store)
 pruner
+
+# %% [markdown]
+# What the switches do can be said in code. The preset `"paper"` keeps two thirds of the layers, those that moved
+# most:
 
 # %% tags=["nbval-check-output"]
 pruner.preset("paper")
 pruner.settle()
-shown = pruner.scores()[["task", "split", "n", "full", "value", "difference", "low", "high"]].round(2)
-print(f"kept: {pruner.state.range_text}")
-print(shown.to_string(index=False))
+pruner.scores()[["n", "full", "value", "difference", "low", "high"]]
 
 # %%
 pruner.figure()
@@ -368,29 +327,26 @@ pruner.figure()
 # ## Finding
 
 # %% tags=["nbval-check-output"]
-for name, table in readings.items():
-    chance = chances[name].query("test == 'tasks' and size == 4").set_index("rule")
-    kept = curves[(curves["rule"] == "greedy") & (curves["size"] == 4) & curves["key"].isin(table["key"])]
-    lost = 100 * studies.mean_over(kept, "difference").iloc[0][["mean", "low", "high"]].astype(float)
-    print(
-        f"{name} (n = {chance['n_tasks'].iloc[0]}, {chance['n_runs'].iloc[0]} runs; 95 % intervals for other tasks): without 2 of 6 layers, chosen by "
-        f"greedy elimination, the score changes by {lost['mean']:+.1f} points [{lost['low']:+.1f}, {lost['high']:+.1f}]."
-    )
-    for rule in ("greedy", "norm"):
-        row, order = chance.loc[rule], agreement.set_index("rule").loc[rule]
-        verdict = "better than" if row["p_holm"] <= 0.05 else "not shown to be better than"
-        print(
-            f"  4 layers kept by {rule}: {verdict} a blind draw ({100 * row['gain']:+.1f} points [{100 * row['low']:+.1f}, "
-            f"{100 * row['high']:+.1f}], p = {row['p']:.3f}, Holm {row['p_holm']:.3f}); its orders of {order['n_tasks']} tasks agree with W = "
-            f"{order['w']:.2f}"
-        )
-    best = chances[name].query("test == 'tasks' and rule == 'consensus'").sort_values("p_holm").iloc[0]
-    print(
-        f"  the subset that the other tasks agree on: at its clearest ({best['size']} layers) {100 * best['gain']:+.1f} points above the average "
-        f"subset of its size, Holm {best['p_holm']:.3f}"
-    )
-alike = agreement.query("p <= 0.05")["rule"]
-print(
-    f"Rules whose orders agree over tasks (p <= 0.05): {', '.join(alike) or 'none'}. Where they do, a choice that is better than a blind draw may be one "
-    "good subset found by whatever the tasks share: relabelling, above, does not show more."
+at_four = {
+    name: chance.query("test == 'tasks' and size == 4").set_index("rule") for name, chance in chances.items()
+}
+kept = studies.of_runs(curves.query("rule == 'greedy' and size == 4"), readings["all tasks"])
+[lost] = studies.intervals(studies.mean_over(kept, "difference"), times=100)
+greedy, norm = at_four["all tasks"].loc["greedy"], at_four["those that learned"].loc["norm"]
+gain = [studies.interval_text(row.gain, row.low, row.high, times=100) for row in (greedy, norm)]
+said = ["is" if row.p_holm <= 0.05 else "is not shown to be" for row in (greedy, norm)]
+Markdown(
+    "Taking the adapter out of 2 of 6 layers, chosen by greedy elimination, changes accuracy by "
+    f"**{lost}** points ({greedy.n_tasks} tasks, {greedy.n_runs} runs), and that choice {said[0]} better "
+    f"than a blind draw ({gain[0]} points, Holm {greedy.p_holm:.3f}), while removing the layers that "
+    f"moved least {said[1]} better on the {norm.n_tasks} tasks that learned ({gain[1]} points, Holm "
+    f"{norm.p_holm:.3f})."
 )
+
+# %% [markdown]
+# **What this does not show.** The intervals are 95 % $t$ intervals for other tasks like these, with three seeds a
+# task, on one backbone of six layers; they do not speak of other backbones. In simulated studies of nine tasks, an
+# order that all tasks share and that is worth 3.5 points at four layers is found in 99 of 100 after Holm's
+# correction; a gain of half a point, such as those above, can easily be missed, so "not shown to be better" is not
+# "as good as chance". The rule that removes what moved least chooses much alike in all tasks, so its gain may be
+# that of one good subset.

@@ -1,144 +1,145 @@
 # %% [markdown]
 # # Paper figures: everything that the store has to show
 #
-# Which figures and tables of a paper do the runs of this store give? The other notebooks read theirs where the question is asked; the ones
-# of training itself (scores, curves, vectors) are drawn here, and all of them are shown at the end. `hadamard figures` runs this notebook
-# and the studies before it, so that every figure is made again from the store: vector PDF with embedded fonts, PNG, and a JSON that
-# says where the numbers come from; tables in LaTeX and Markdown beside them. The same store gives the same bytes.
+# Which figures and tables of a paper do the runs of this store give? Notebooks 05 to 09 draw theirs where the
+# question is asked. The figures about training itself are drawn here: what a parameter buys, how training runs,
+# what was learned, and what is left with few labels or few weights. The last table lists all of them. A run is
+# trained once and drawn as often as one likes: nothing below trains anything.
 #
-# `VENUE` sets the width: an ACL column or page, the NeurIPS text block, a slide. `HADAMARD_STORE` draws your own runs instead,
-# `HADAMARD_FIGURES` names another folder.
+# Every figure is written three times: as a vector PDF with embedded fonts for a paper, as a PNG for a page, and as
+# a JSON that says which numbers it shows and where they come from. Tables are written in LaTeX and in Markdown. The
+# same store gives the same bytes. `HADAMARD_VENUE` sets the width (an ACL column or page, the NeurIPS text block, a
+# slide), `HADAMARD_STORE` draws your own runs in place of the committed ones, and `HADAMARD_FIGURES` names another
+# folder.
 
 # %%
 import os
 
-STORE = os.environ.get("HADAMARD_STORE", "../data/reference_runs")
-PLANS = "../data/reference_runs"
-VENUE = os.environ.get("HADAMARD_VENUE", "neurips")
-
-# %%
-import json
-from pathlib import Path
-
 import pandas as pd
+from IPython.display import Markdown
 
 import hadamard_toolkit as ht
+from hadamard_toolkit import studies
 from hadamard_toolkit.runs.plan import load_plan
+from hadamard_toolkit.runs.reference import REFERENCE
 
-store = ht.RunStore(STORE)
-print(f"{VENUE}: {ht.plotting.WIDTHS[VENUE]} inches")
-
-
-def short(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(task=table["task"].str.removeprefix("embedded/"))
-
+pd.options.display.width = 120
+pd.options.display.max_colwidth = 120
+store = ht.reference()
+plans = {path.stem: load_plan(path) for path in sorted(REFERENCE.glob("*.toml"))}
 
 # %% [markdown]
 # ## What a parameter buys
 #
-# Every method on SST-2 with 1,000 training rows, at learning rates picked on held-out rows ([notebook 02](02_adapter_zoo.ipynb)).
+# Fourteen methods on SST-2 with 1,000 training rows, each at a learning rate that was picked on held-out rows
+# ([notebook 02](02_adapter_zoo.ipynb)). Parameters are those that a file of the adapter holds, without the head, on
+# a logarithmic axis; a prefix trains through a larger network that is not stored. To the right is dearer and up is
+# better, so a method earns its place if no other is both above it and to its left.
 
 # %%
-FAMILIES = {
-    "own weights": ("HeadOnly", "LayerNormTuning", "BitFit", "FullFineTuning"),
-    "vectors": ("Hadamard", "IA3"),
-    "low rank": ("LoRA",),
-    "bottleneck": ("Houlsby", "Pfeiffer", "ParallelAdapter"),
-    "prompts": ("PrefixTuning", "PromptTuning"),
-    "combined": ("MAM", "UniPELT"),
-}
-family = {method: name for name, methods in FAMILIES.items() for method in methods}
-glue = store.only(f"{PLANS}/glue.toml")
-runs = pd.concat([part.load() for part in (glue, store.only(f"{PLANS}/zoo.toml"))], ignore_index=True)
-runs = runs.query("headline and split == 'test'").assign(family=runs["method"].map(family))
-runs = runs.rename(columns={"trained": "parameters", "value": "score"})
-columns = ["task", "method", "family", "seed", "parameters", "score", "n", "train_rows"]
-zoo = runs.loc[runs["task"] == "sst2", columns].sort_values(columns[:4], ignore_index=True)
-figure = ht.plotting.score_against_parameters(zoo, venue=VENUE, metric="Accuracy")
-caption = "Every method on SST-2 with 1,000 training rows: score against trained parameters"
-ht.plotting.save(figure, "adapter_zoo", table=zoo, profile="reference", caption=caption)
-figure
+runs = studies.method_scores(store.only([*plans["glue"], *plans["zoo"]]))
+zoo = runs[runs["task"] == "sst2"].drop(columns=["key", "failed"])
+ht.plotting.publish(
+    ht.plotting.score_against_parameters(zoo, metric="Accuracy"),
+    "adapter_zoo",
+    table=zoo,
+    caption="Every method on SST-2 with 1,000 training rows: score against stored parameters",
+)
 
 # %% [markdown]
-# As a table, with every task that has runs; a cell without runs says so. The first row is what one answer for all rows would score: a method
-# near it has learned nothing there, and its cell is marked. The learning rates were picked on two classification tasks (`rates.toml`), and a rate that suits those
-# can be too high for a regression such as STS-B.
+# In the committed store each mark is one run, so there is no spread to judge small differences by. The grey
+# staircase is the best score that so many parameters, or fewer, have reached; the dashed line is the head alone on
+# the frozen backbone, which costs every other method nothing extra, as all of them train a head.
+#
+# The same as a table, with every GLUE task that has runs. The first row is what one answer for all rows would
+# score: a method near it has learned nothing there, and `†` marks such a run. A dash stands for what no plan names,
+# and "not run" for what a plan names and nobody ran. The learning rates were picked on two classification tasks,
+# and a rate that suits those can be too high for a regression such as STS-B.
 
 # %% tags=["nbval-check-output"]
-marked = ht.studies.mark_failed(runs, store)
-cells = marked.groupby(["method", "task"]).agg(
-    mean=("score", "mean"), std=("score", "std"), count=("score", "size"), failed=("failed", "sum")
+grid = studies.score_grid(runs, plans["glue"])
+beside = runs[(runs["task"] != "sst2") & runs["task"].isin(grid.columns)]
+ht.plotting.save_table(
+    grid,
+    "scores_glue",
+    caption="1,000 training rows of each task, official dev set, metric of GLUE times 100: mean ± sd "
+    "(seeds); †n: n runs score no more than a point above one answer for all "
+    f"({beside['failed'].sum()} of {len(beside)} besides SST-2)",
+    profile="reference",
 )
-cells = pd.Series(
-    [
-        (f"{100 * m:.1f} ± {100 * s:.1f} ({n:.0f})" if n > 1 else f"{100 * m:.1f} (1)")
-        + (f" †{f:.0f}" if f else "")
-        for m, s, n, f in cells.values
-    ],
-    cells.index,
+grid
+
+# %% tags=["nbval-check-output"]
+Markdown(
+    f"Besides SST-2, **{beside['failed'].sum()} of {len(beside)}** runs score no more than a point above "
+    "one answer for all rows: 1,000 rows and this small backbone are not enough for most of GLUE, "
+    "whatever the method."
 )
-planned = pd.DataFrame([(type(s.adapter).__name__, s.task) for s in load_plan(f"{PLANS}/glue.toml")])
-table = cells.unstack("task").reindex(columns=list(dict.fromkeys(planned[1]))).astype(object)
-table = table.reindex(
-    [method for methods in FAMILIES.values() for method in methods if method in table.index]
-)
-for method, task in planned.drop_duplicates().itertuples(index=False):
-    if method in table.index and pd.isna(table.loc[method, task]):
-        table.loc[method, task] = "not run"
-first = runs.drop_duplicates("task").set_index("task")["key"]
-constant = {task: f"{100 * ht.studies.constant_score(store.run(first[task])):.1f}" for task in table.columns}
-table = pd.concat([pd.DataFrame(constant, index=["one answer for all"]), table]).rename_axis("method")
-beside = marked[(marked["task"] != "sst2") & marked["task"].isin(table.columns)]
-caption = (
-    "1,000 training rows of each task, official dev set, metric of GLUE times 100: mean ± sd (seeds); †n: n runs score no more "
-    f"than a point above one answer for all ({beside['failed'].sum()} of {len(beside)} besides SST-2)"
-)
-ht.plotting.save_table(table.fillna("–"), "scores_glue", caption=caption, profile="reference")
-print(table.fillna("–").to_string())
 
 # %% [markdown]
 # ## Hadamard and its controls
 #
-# Eight embedded tasks and SST-2 ([notebook 01](01_hadamard_adapter.ipynb)): scores, the course of the two stages, and what was learned.
+# Eight embedded tasks and SST-2 ([notebook 01](01_hadamard_adapter.ipynb)). The Hadamard adapter trains $W$, $b$
+# and a norm, so it stands between the head alone and full fine-tuning, and beside the norms alone, which are half
+# of its parameters. A gain over the head alone is what tuning inside the backbone brings; a gain over the norms
+# alone is what the vectors bring. First the scores:
 
 # %%
-spine = store.only(f"{PLANS}/spine.toml")
-names = ["HeadOnly", "LayerNormTuning", "Hadamard", "FullFineTuning"]
-scores = short(ht.studies.score_table(spine))
-scores = scores.sort_values("method", key=lambda column: column.map(names.index), kind="stable")
-scores = scores[["task", "method", "seed", "metric", "score", "n", "train_rows"]]
-figure = ht.plotting.score_by_method(scores, venue=VENUE)
-caption = "Hadamard against the head alone, the norms alone and full fine-tuning"
-ht.plotting.save(figure, "hadamard_against_controls", table=scores, profile="reference", caption=caption)
-figure
-
-# %%
-curves = short(ht.studies.history_table(spine))
-curves = curves[curves["task"].isin(["sst2", "tweets-polarity", "tweets-intensity"])]
-curves = curves[curves["split"] == "validation"]
-curves = curves.sort_values("method", key=lambda column: column.map(names.index), kind="stable")
-figure = ht.plotting.training_curves(curves, venue=VENUE)
-caption = "Two-stage training, scored on held-out rows"
-ht.plotting.save(figure, "hadamard_training_curves", table=curves, profile="reference", caption=caption)
-figure
-
-# %%
-vectors = short(ht.studies.vector_table(spine))
-vectors = vectors[vectors["task"].str.endswith("polarity")]
-vectors = vectors.assign(task=vectors["task"].str.removesuffix("-polarity"))
-figure = ht.plotting.vectors_by_layer(vectors, venue=VENUE)
-caption = "Learned W − 1 and b of the Hadamard adapter, by layer and task"
-ht.plotting.save(figure, "hadamard_vectors_by_layer", table=vectors, profile="reference", caption=caption)
-figure
+METHODS = ["HeadOnly", "LayerNormTuning", "Hadamard", "FullFineTuning"]
+spine = store.only(plans["spine"])
+scores = studies.short_names(studies.mark_failed(studies.score_table(spine), spine))
+scores = studies.in_order(scores, "method", METHODS).drop(columns=["key", "label", "subset", "failed"])
+ht.plotting.publish(
+    ht.plotting.score_by_method(scores),
+    "hadamard_against_controls",
+    table=scores,
+    caption="Hadamard against the head alone, the norms alone and full fine-tuning",
+)
 
 # %% [markdown]
-# ## Few labels, few weights
-#
-# UniPELT and its variants with K rows ([notebook 03](03_unipelt_and_prompts.ipynb)); pruned adapters with their controls
-# ([notebook 04](04_sparse_adapters.ipynb)).
+# Then the course of training on three of the tasks. In the first stage the head is trained on the frozen backbone;
+# in the second the head is frozen and the vectors and the norm are trained. The score is that on held-out rows, so
+# a step upwards where the second stage begins is the adapter's own work. Methods with one stage have one line
+# throughout.
 
 # %%
-METHODS = {
+curves = studies.short_names(studies.history_table(spine))
+curves = curves.query("task in ['sst2', 'tweets-polarity', 'tweets-intensity'] and split == 'validation'")
+curves = studies.in_order(curves, "method", METHODS)
+ht.plotting.publish(
+    ht.plotting.training_curves(curves),
+    "hadamard_training_curves",
+    table=curves,
+    caption="Two-stage training, scored on held-out rows",
+)
+
+# %% [markdown]
+# And what the vectors learned on the four polarity tasks: the spread of $W - 1$ and of $b$ over coordinates, layer
+# by layer. At the start of training both are zero everywhere. How alike these vectors are across tasks is the
+# question of [notebook 07](07_cross_task_similarity.ipynb), and whether tasks can share them that of
+# [notebook 09](09_shared_adapters.ipynb).
+
+# %%
+vectors = studies.short_names(studies.vector_table(spine))
+vectors = vectors[vectors["task"].str.endswith("-polarity")]
+vectors["task"] = vectors["task"].str.removesuffix("-polarity")
+ht.plotting.publish(
+    ht.plotting.vectors_by_layer(vectors),
+    "hadamard_vectors_by_layer",
+    table=vectors,
+    caption="Learned W − 1 and b of the Hadamard adapter, by layer and task",
+)
+
+# %% [markdown]
+# ## Few labels
+#
+# UniPELT combines LoRA, prefix tuning and a bottleneck adapter and lets gates weigh them. Its variants and two
+# controls with $K$ training rows ([notebook 03](03_unipelt_and_prompts.ipynb)), by the protocol of the UniPELT
+# paper with a smaller budget. With few rows a run depends on which rows it was given: the small dots are the seeds,
+# and where they lie apart an order of methods means little.
+
+# %%
+UNIPELTS = {
     ht.HeadOnly(): "HeadOnly",
     ht.FullFineTuning(): "full fine-tuning",
     ht.UniPELT(gated=None): "UniPELT, no gates",
@@ -147,86 +148,86 @@ METHODS = {
     ht.ia3_prefix_bottleneck(): "(IA)³ + prefix + bottleneck",
     ht.stacked_unipelt(): "UniPELT × 3",
 }
-plan = {spec.key: spec for spec in load_plan(f"{PLANS}/unipelt.toml")}
-few = ht.studies.score_table(store.only(plan.values())).rename(columns={"train_rows": "rows"})
-few = few.assign(
-    method=[METHODS.get(plan[key].adapter) for key in few["key"]],
-    head=[plan[key].protocol.head for key in few["key"]],
+few = studies.low_resource_table(store, plans["unipelt"], UNIPELTS)
+ht.plotting.publish(
+    ht.plotting.score_against_rows(few, metric="Accuracy"),
+    "unipelt_low_resource",
+    table=few,
+    caption="UniPELT, its variants and two controls on SST-2 with K training rows",
 )
-few = few[few["task"].eq("sst2") & few["head"].ne("frozen-random") & few["method"].notna()]
-few = few.sort_values("method", key=lambda column: column.map(list(METHODS.values()).index), kind="stable")
-few = few[["task", "method", "rows", "seed", "score", "n"]]
-figure = ht.plotting.score_against_rows(few, venue=VENUE, metric="Accuracy")
-caption = "UniPELT, its variants and two controls on SST-2 with K training rows, by UniPELT's protocol with a smaller budget"
-ht.plotting.save(figure, "unipelt_low_resource", table=few, profile="reference", caption=caption)
-figure
+
+# %% [markdown]
+# ## Few weights
+#
+# Adapters that were pruned before training ([notebook 04](04_sparse_adapters.ipynb)): the score against the share
+# of weights removed, a line per scorer. All scores are differences to the unpruned run of the same seed, so that 0
+# means nothing was lost. The hollow marks are controls, which keep as many weights as the mask but choose them in
+# another way. Only a mask that beats its controls has chosen anything.
 
 # %%
-sparse = short(ht.studies.sparse_table(store.only(f"{PLANS}/sparse.toml"))).drop(columns="key")
-sparse = sparse[sparse["task"].isin(sparse.loc[sparse["sparsity"] == 0, "task"])]  # with what to compare
-figure = ht.plotting.score_against_sparsity(sparse, venue=VENUE, metric="Accuracy")
-caption = "Score against the share removed, with controls"
-ht.plotting.save(figure, "sparse_score_against_sparsity", table=sparse, profile="reference", caption=caption)
-figure
+sparse = studies.short_names(studies.sparse_table(store.only(plans["sparse"]))).drop(columns="key")
+sparse = sparse[sparse["task"].isin(sparse["task"][sparse["sparsity"] == 0])]  # tasks with an unpruned run
+ht.plotting.publish(
+    ht.plotting.score_against_sparsity(sparse, metric="Accuracy"),
+    "sparse_score_against_sparsity",
+    table=sparse,
+    caption="Score against the share removed, with controls",
+)
+
+# %% [markdown]
+# Four other adapters, as differences to the unpruned run of the same seed:
 
 # %%
-others = short(ht.studies.sparse_table(store.only(f"{PLANS}/sparse_others.toml"))).drop(columns="key")
-kinds = others["adapter"].str.extract(r"^(\w+)(?:\(bottleneck=(\d+))?")
-# other widths and shares of Houlsby adapters belong to Large-Sparse
-chosen = ((kinds[0] != "Houlsby") | (kinds[1] == "32")) & others["control"].eq("none")
-chosen &= others["sparsity"].isin([0.0, 0.4, 0.6, 0.8, 0.9])
-others = others.assign(adapter=kinds[0])[chosen]
-figure = ht.plotting.score_against_sparsity(others, venue=VENUE, metric="Accuracy")
-caption = (
-    "Score less that of the unpruned run of the same seed, against the share removed, four other adapters"
+others = studies.short_names(studies.sparse_table(store.only(plans["sparse_others"]))).drop(columns="key")
+others = studies.sparse_methods(others, [0.0, 0.4, 0.6, 0.8, 0.9], bottlenecks={"Houlsby": 32})
+ht.plotting.publish(
+    ht.plotting.score_against_sparsity(others, metric="Accuracy"),
+    "sparse_other_adapters",
+    table=others,
+    caption="Score less that of the unpruned run of the same seed, four other adapters",
 )
-ht.plotting.save(figure, "sparse_other_adapters", table=others, profile="reference", caption=caption)
-figure
 
 # %% [markdown]
 # ## What was run, and what was not
 #
-# The plan files name more runs than have been made. `hadamard sweep PLAN --store DIR` makes those that are missing. `refused`: a run that
-# ended in an error that is part of the result, such as a scorer that cannot tell the weights of an adapter apart.
+# The plan files name more runs than have been made, and a figure is only as complete as its plan. `refused` counts
+# runs that ended in an error that is part of the result, such as a scorer that cannot tell the weights of an
+# adapter apart. `hadamard sweep PLAN --store DIR` makes the runs that are missing.
 
 # %% tags=["nbval-check-output"]
-coverage = []
-for path in sorted(Path(PLANS).glob("*.toml")):
-    specs = load_plan(path)
-    part = store.only(specs)
-    refused = set(part.failed()["key"])
-    open_ones = [spec for spec in specs if spec not in part and spec.key not in refused]
-    lacking = pd.Series([type(spec.adapter).__name__ for spec in open_ones], dtype=str).value_counts()
-    coverage.append(
-        {
-            "plan": path.stem,
-            "planned": len(specs),
-            "done": len(specs) - len(open_ones) - len(refused),
-            "refused": len(refused),
-            "missing": len(open_ones),
-            "of these": ", ".join(f"{name} {count}" for name, count in sorted(lacking.items())) or "none",
-        }
-    )
-coverage = pd.DataFrame(coverage).set_index("plan")
-caption = "Runs of the plan files: planned, done, refused and missing, the missing ones by method"
-ht.plotting.save_table(coverage, "reference_runs", caption=caption, profile="reference")
-print(coverage.to_string(max_colwidth=100))
-runs = store.load().drop_duplicates("key")
-print(
-    f"\ndevices: {runs['device'].value_counts().to_dict()}, {runs['seconds'].sum() / 3600:.1f} hours in all"
+coverage = studies.plan_coverage(store, plans)
+ht.plotting.save_table(
+    coverage,
+    "reference_runs",
+    caption="Runs of the plan files: planned, done, refused and missing, the missing ones by method",
+    profile="reference",
 )
+coverage
 
 # %% [markdown]
 # ## All of them
 #
-# What lies in the folder now, from this notebook and the studies, and how many rows each figure stands on:
+# What lies in the folder now, from this notebook and the studies before it, and how many rows each figure stands
+# on:
 
 # %% tags=["nbval-check-output"]
-folder = Path(os.environ.get("HADAMARD_FIGURES") or "../figures")
-records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-print(
-    pd.DataFrame(
-        [(r["figure"], r["table"]["rows"], r["caption"]) for r in records if r["profile"] == "reference"],
-        columns=["figure", "rows", "caption"],
-    ).to_string(index=False)
+figures = studies.figure_list(os.environ.get("HADAMARD_FIGURES") or "../figures")
+figures
+
+# %% [markdown]
+# ## Finding
+
+# %% tags=["nbval-check-output"]
+done = store.load().drop_duplicates("key")
+total = coverage[["planned", "done", "refused", "missing"]].sum()
+Markdown(
+    f"**{len(figures)} figures** and two tables stand on {len(done)} runs, "
+    f"{done['seconds'].sum() / 3600:.1f} hours of training on {studies.listed(done['device'].unique())}; "
+    f"of {total['planned']} planned runs {total['missing']} are missing and {total['refused']} were "
+    "refused."
 )
+
+# %% [markdown]
+# **What this does not show.** A catalogue shows what could be asked. Whether a difference in these figures is more
+# than luck is asked in the notebook that the section names, with intervals, controls and the number of seeds. Runs
+# that two plans share are counted once among the runs and in each plan that names them.

@@ -31,9 +31,10 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def text_of(cell: NotebookNode) -> str:
-    """The text nbval compares: standard output and the plain form of values."""
+    """The text nbval compares: standard output, and values in plain form and as Markdown."""
     parts = [output.get("text", "") for output in cell.outputs if output.get("name") != "stderr"]
-    parts += [output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    for kind in ("text/plain", "text/markdown"):
+        parts += [output.get("data", {}).get(kind, "") for output in cell.outputs]
     return "".join(parts)
 
 

@@ -54,6 +54,20 @@ def nbval(folder: Path, notebook: NotebookNode) -> tuple[int, dict[str, int], st
     return done.returncode, counts, said
 
 
+def test_a_changed_number_in_a_rendered_sentence_fails(tmp_path: Path) -> None:
+    """A finding is Markdown with computed numbers, and that is compared, not the name of the object that holds it."""
+    notebook = notebook_of(
+        [("from IPython.display import Markdown\nMarkdown(f'**{2 / 3:.2f}** points')", "")]
+    )
+    data = {"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": "**0.67** points"}
+    notebook.cells[0].outputs = [nbformat.v4.new_output("execute_result", data=data, execution_count=1)]
+    for folder, text, counts in (("right", "0.67", {"passed": 1}), ("wrong", "0.68", {"failed": 1})):
+        (tmp_path / folder).mkdir()
+        notebook.cells[0].outputs[0].data["text/markdown"] = f"**{text}** points"
+        status, found, said = nbval(tmp_path / folder, notebook)
+        assert (status, found) == (int(folder == "wrong"), counts), said
+
+
 def corrupt(text: str) -> str:
     """The text with its last digit outside an address changed; without digits, with a word too many."""
     digits = list(re.finditer(r"\d", re.sub(r"0x[0-9a-f]+", lambda m: "x" * len(m[0]), text)))
@@ -80,7 +94,9 @@ def checked_outputs() -> list[str]:
     for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
             if CHECKED in cell.metadata.get("tags", []):
+                shown = [o.get("data", {}) for o in cell.outputs]
                 values = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs]
+                values = [data.get("text/markdown", value) for data, value in zip(shown, values, strict=True)]
                 texts += [value for value in values if value.strip()]
     return texts
 
