@@ -54,14 +54,6 @@ def pools(
     return [tensor for pool in found for tensor in _erdos_renyi_pools(pool, shapes)]
 
 
-def pools_towards(final: Sequence[Pool], goal: Sequence[Pool], removed: Sequence[int]) -> list[Pool]:
-    """`goal`, but no pool has fewer entries removed than the `removed` of before, or more than in `final`."""
-    return [
-        replace(last, removed=max(before, min(now.removed, last.removed)))
-        for last, now, before in zip(final, goal, removed, strict=True)
-    ]
-
-
 def _erdos_renyi_pools(pool: Pool, shapes: Shapes) -> list[Pool]:
     inside = {name: shapes[name] for name in pool.names}
     sizes = [math.prod(shape) for shape in inside.values()]
@@ -120,3 +112,16 @@ def keep_best(scores: Mapping[str, Tensor], competing: Sequence[Pool]) -> tuple[
         parts = stay.split([scores[name].numel() for name in pool.names])
         kept |= {name: part.view(scores[name].shape) for name, part in zip(pool.names, parts, strict=True)}
     return {name: kept[name] for name in scores}, tied
+
+
+def narrowed(
+    scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], final: Sequence[Pool], goal: Sequence[Pool]
+) -> tuple[dict[str, Tensor], int]:
+    """`keep_best` as a step on the way to `final`: with the counts of `goal`, and what is removed stays removed."""
+    scores = {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
+    removed = [sum(int((~kept[name]).sum()) for name in pool.names) for pool in final]
+    competing = [
+        replace(last, removed=max(before, min(now.removed, last.removed)))
+        for last, now, before in zip(final, goal, removed, strict=True)
+    ]
+    return keep_best(scores, competing)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import adapter_to_dict
 from hadamard_toolkit.errors import ArgumentError, check_choice, check_number, check_whole
-from hadamard_toolkit.sparsity.allocate import keep_best, pools, pools_towards
+from hadamard_toolkit.sparsity.allocate import narrowed, pools
 from hadamard_toolkit.sparsity.batches import Batch, Batches
 from hadamard_toolkit.sparsity.guards import check_finite, check_rank
 from hadamard_toolkit.sparsity.maskable import Target, targets
 from hadamard_toolkit.sparsity.masks import Masks
-from hadamard_toolkit.sparsity.scores import SCORERS, Scene, Scores, scoring
+from hadamard_toolkit.sparsity.scores import SCORERS, Scene, scoring
 from hadamard_toolkit.sparsity.spec import SCOPES, Maskable, check_sparsity
 
 TIED_SHARE = 0.01  # of all entries; from here on ties are worth a warning
@@ -59,15 +59,14 @@ def sparsify(
     With one round and batches of one size, scores have a cosine of 1.000000 with those of the SparseAdapter authors'
     code, for all scorers that are in both. The definitions differ in four points:
 
-    - with several rounds, what was removed stays removed here; there it may come back in a later round (125 to 148
-      entries did in 10 rounds; the masks had a Jaccard index of 0.81 to 0.97 with ours);
-    - L is the mean over examples here; there every batch weighs the same, so the rows of a smaller last one weigh
-      more (Jaccard 0.78 to 0.96);
+    - with several rounds, removed entries stay removed here; there they may come back (125 to 148 did in 10 rounds;
+      the Jaccard index of the masks with ours was 0.81 to 0.97);
+    - L is the mean over examples here; there every batch weighs the same, also a smaller last one (0.78 to 0.96);
     - scores are computed in float32 here, there under fp16 autocast;
     - exactly round(sparsity · N) entries go here; there a threshold decides, which rounds up and takes all ties too.
 
-    Ties go by position, so never more than asked is removed. A tensor, layer or site of which nothing stays is named in
-    a warning and in `Masks.report()`.
+    Ties go by position, so never more than asked is removed. A warning and `Masks.report()` name each tensor, layer or
+    site of which nothing stays.
 
     Raises `ArgumentError` for a bad argument and an adapter without maskable parameters, `DegenerateScores` where all
     scores of a tensor are equal (cause and cure in its message), `DataError` for scores that are not finite.
@@ -125,47 +124,24 @@ def _masks(
     if not any(pool.removed for pool in final):
         return kept, 0
     steps = rounds if SCORERS[scorer].adaptive else 1
-    tied, removed = 0, [0] * len(final)
+    tied = 0
     with scoring(attachment, list(parameters.values())), _put_back(parameters):
         for step in range(1, steps + 1):
             share = 1 - (1 - sparsity) ** (step / steps)
             goal = final if step == steps else pools(scorer, share, scope, shapes, sites)
-            now = pools_towards(final, goal, removed)
-            scores = _scores(attachment, parameters, kept, batches, scorer, seed, first=step == 1)
-            kept, tied = keep_best(scores, now)
-            removed = [pool.removed for pool in now]
+            on_device = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
+            scores = SCORERS[scorer].score(Scene(attachment, parameters, on_device, batches, seed))
+            scores = {name: scores[name].detach().cpu() for name in parameters}
+            check_finite(scorer, scores)
+            # In later rounds all scores of a tensor may vanish, because what it is multiplied with is removed.
+            if step == 1:
+                check_rank(scorer, scores, parameters, [i.module for i in attachment.insertions.values()])
+            kept, tied = narrowed(scores, kept, final, goal)
             if step < steps:
-                zero_removed(parameters, kept)
+                with torch.no_grad():
+                    for name, parameter in parameters.items():
+                        parameter.masked_fill_(~kept[name].to(parameter.device), 0.0)
     return kept, tied
-
-
-def _scores(
-    attachment: Attachment,
-    parameters: Mapping[str, nn.Parameter],
-    kept: Mapping[str, Tensor],
-    batches: Batches,
-    scorer: str,
-    seed: int,
-    *,
-    first: bool,
-) -> Scores:
-    """Checked scores on the CPU; those of removed entries are -inf."""
-    on_device = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
-    scores = SCORERS[scorer].score(Scene(attachment, parameters, on_device, batches, seed))
-    scores = {name: scores[name].detach().cpu() for name in parameters}
-    check_finite(scorer, scores)
-    if (
-        first
-    ):  # in later rounds all scores of a tensor may vanish, because what it is multiplied with is removed
-        check_rank(scorer, scores, parameters, [i.module for i in attachment.insertions.values()])
-    return {name: score.masked_fill(~kept[name], -torch.inf) for name, score in scores.items()}
-
-
-@torch.no_grad()
-def zero_removed(parameters: Mapping[str, nn.Parameter], kept: Mapping[str, Tensor]) -> None:
-    """Set removed entries of `parameters` to zero."""
-    for name, parameter in parameters.items():
-        parameter.masked_fill_(~kept[name].to(parameter.device), 0.0)
 
 
 @contextmanager

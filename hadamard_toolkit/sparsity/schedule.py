@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import adapter_to_dict
 from hadamard_toolkit.errors import ArgumentError, check_choice
-from hadamard_toolkit.sparsity.allocate import keep_best, pools, pools_towards
+from hadamard_toolkit.sparsity.allocate import narrowed, pools
 from hadamard_toolkit.sparsity.guards import check_finite
 from hadamard_toolkit.sparsity.maskable import targets
 from hadamard_toolkit.sparsity.masks import Masks
@@ -88,13 +88,10 @@ class GradualPruning:
         masking = self.attachment.masking
         if masking is None:
             raise ArgumentError("the masks of this schedule were removed while it ran")
-        before = masking.kept
         scores = {name: parameter.detach().abs().cpu() for name, parameter in self.parameters.items()}
         check_finite("magnitude", scores)
-        scores = {name: score.masked_fill(~before[name], -torch.inf) for name, score in scores.items()}
-        removed = [sum(int((~before[name]).sum()) for name in pool.names) for pool in self._final]
         goal = pools("magnitude", share, self.scope, self.shapes, self.sites)
-        masking.narrow(keep_best(scores, pools_towards(self._final, goal, removed))[0])
+        masking.narrow(narrowed(scores, masking.kept, self._final, goal)[0])
 
     @torch.no_grad()
     def _clear(self, optimizer: Optimizer) -> None:

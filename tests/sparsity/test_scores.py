@@ -209,3 +209,13 @@ def test_data_scores_on_other_architectures(architecture: str) -> None:
     attachment = attached(ht.Houlsby(bottleneck=3, init="normal"), architecture=architecture)
     for scorer in ("snip", "grasp", "synflow"):
         assert flat(scores(attachment, scorer, batches())).abs().sum() > 0
+
+
+def test_synflow_scores_an_adapter_in_double_precision_too() -> None:
+    masks = {}
+    for double in (False, True):
+        attachment = attached()
+        if double:
+            attachment.model.double()
+        masks[double] = ht.sparsify(attachment, scorer="synflow", sparsity=0.5).kept
+    assert all(torch.equal(kept, masks[True][name]) for name, kept in masks[False].items())

@@ -8,20 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim import AdamW
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
 from hadamard_toolkit.training.bank import Member, train_bank
-from hadamard_toolkit.training.bank_attention import folded_attention
-from hadamard_toolkit.training.bank_optimizer import Course, StackedAdamW
-from hadamard_toolkit.training.bank_state import Forward
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol
-from tests.architectures import tiny_batch, tiny_config
+from tests.architectures import tiny_config
 from tests.training.tiny import tiny_task, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -230,6 +225,25 @@ def test_masks_hold_and_differ_between_runs() -> None:
         assert all(not state[name][~kept].any() for name, kept in masking.kept.items())
 
 
+def test_masks_hold_in_stage_two_where_another_run_failed_in_stage_one() -> None:
+    def make(seed: int) -> Member:
+        rate = 1e38 if seed == 0 else 2e-2
+        one = member(ht.Pfeiffer(bottleneck=4), shortly(head_learning_rate=rate, clip=None), seed=seed)
+        ht.sparsify(one.attachment, scorer="random", sparsity=0.5, seed=seed)
+        return one
+
+    failed, *banked = [make(seed) for seed in (0, 1, 2)]
+    before = failed.attachment.state_dict()
+    outcomes = train_bank([failed, *banked])
+    assert isinstance(outcomes[0], TrainingError)
+    assert all(torch.equal(value, before[name]) for name, value in failed.attachment.state_dict().items())
+    for one, single in zip(banked, [make(seed) for seed in (1, 2)], strict=True):
+        alone(single)
+        weights = one.attachment.state_dict()
+        for name, value in single.attachment.state_dict().items():
+            assert torch.allclose(weights[name], value, rtol=0, atol=1e-6), name
+
+
 def test_a_run_that_diverges_fails_alone() -> None:
     def make(seed: int) -> Member:
         rate = 1e38 if seed == 1 else 5e-3
@@ -303,43 +317,6 @@ def test_dropout_differs_between_equal_runs_and_repeats_with_the_bank() -> None:
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
-def test_dropout_of_a_bank_has_the_distribution_of_passes_alone(architecture: str) -> None:
-    model = ht.backbone_from_config(tiny_config(architecture, initializer_range=0.2)).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.3
-    runs, batch = 400, tiny_batch()
-    forward, weight = Forward(model, dict(model.named_parameters())), "classifier.out_proj.weight"
-    values = {weight: model.get_parameter(weight)} if architecture == "mpnet" else {}
-    values = values or {"classifier.weight": model.get_parameter("classifier.weight")}
-    torch.manual_seed(0)
-    with torch.no_grad():
-        together = forward(
-            {name: value.expand(runs, *value.shape) for name, value in values.items()},
-            {name: value.expand(runs, *value.shape) for name, value in batch.items()},
-        )
-        alone_ = torch.stack([forward.alone(values, batch) for _ in range(runs)])
-    error = torch.sqrt((together.var(0) + alone_.var(0)) / runs)
-    assert ((together.mean(0) - alone_.mean(0)).abs() < 4 * error).all()
-    assert torch.allclose(together.std(0), alone_.std(0), rtol=0.2)
-    assert len(torch.unique(together[:, 0, 0])) > 0.9 * runs
-
-
-def test_a_bank_that_ends_leaves_the_attention_of_another_as_it_is() -> None:
-    model = ht.backbone_from_config(tiny_config("bert"))
-    forward, values = Forward(model, dict(model.named_parameters())), dict(model.named_parameters())
-    values = {name: value.detach().expand(2, *value.shape) for name, value in values.items()}
-    inputs = {name: value.expand(2, *value.shape) for name, value in tiny_batch().items()}
-    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with torch.no_grad(), folded_attention():  # one bank at work, in whose time two others begin and end
-        folded = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        first = forward(values, inputs)
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is folded is not plain
-        assert torch.equal(forward(values, inputs), first)
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is plain
-
-
 def test_half_precision_banks() -> None:
     banked, single = twice(lambda seed: member(protocol=shortly(precision="bf16"), seed=seed), 0, 1)
     for found, one in zip(train_bank(banked), single, strict=True):
@@ -348,41 +325,3 @@ def test_half_precision_banks() -> None:
         assert [row["loss"] for row in found.history] == pytest.approx(
             [row["loss"] for row in expected.history], rel=0.05
         )
-
-
-def test_the_optimizer_is_that_of_torch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"matrix": (3, 5), "vector": (7,)}
-    start = {name: torch.randn(2, *shape, generator=generator) for name, shape in shapes.items()}
-    courses = [
-        Course(shortly(weight_decay=0.1, clip=0.5, warmup=0.2), 1e-2, 30),
-        Course(shortly(betas=(0.8, 0.95), epsilon=1e-5, clip=None), 3e-2, 30),
-    ]
-    ours = StackedAdamW(start, courses, {})
-    theirs = []
-    for run, course in enumerate(courses):
-        parameters = [nn.Parameter(start[name][run].clone()) for name in shapes]
-        protocol = course.protocol
-        optimizer = AdamW(
-            [
-                {"params": parameters[:1], "weight_decay": protocol.weight_decay},
-                {"params": parameters[1:], "weight_decay": 0.0},
-            ],
-            lr=course.learning_rate, betas=protocol.betas, eps=protocol.epsilon, fused=True,
-        )  # fmt: skip
-        theirs.append((parameters, optimizer, course.rates()))
-    targets = [torch.randn(2, *shape, generator=generator) for shape in shapes.values()]
-    for step in range(30):
-        pairs = zip(ours.leaves.values(), targets, strict=True)
-        ours.step(sum((p - t).pow(2).flatten(1).sum(1) for p, t in pairs), step)  # type: ignore[arg-type]
-        for run, (parameters, optimizer, rates) in enumerate(theirs):
-            for group in optimizer.param_groups:
-                group["lr"] = rates[step]
-            optimizer.zero_grad()
-            sum((p - t[run]).pow(2).sum() for p, t in zip(parameters, targets, strict=True)).backward()  # type: ignore[union-attr]
-            if courses[run].protocol.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, courses[run].protocol.clip)  # type: ignore[arg-type]
-            optimizer.step()
-    for run, (parameters, _, _) in enumerate(theirs):
-        for name, parameter in zip(shapes, parameters, strict=True):
-            assert torch.allclose(ours.leaves[name][run], parameter, rtol=0, atol=1e-6)
