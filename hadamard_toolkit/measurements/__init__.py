@@ -1,4 +1,4 @@
-"""Measurements on finished runs: functions of a run and its store that may load models; a tidy table out."""
+"""Measurements on finished runs: functions of a run and its store that may load models and return a tidy table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MEASUREMENTS", "measure"]
 
-# name, which is the function's too -> module
+# name of the function -> module
 MEASUREMENTS = {
     "attention": "attention",
     "gates": "gates",
@@ -28,10 +28,10 @@ MEASUREMENTS = {
 
 
 def measure(name: str, run: Run, store: RunStore) -> pd.DataFrame:
-    """The table `name` of `run`: read from `store` if it was measured before, else measured now and kept there.
+    """The table `name` of `run`, from `store` if it was measured before; otherwise it is measured and stored.
 
-    Names are those of `MEASUREMENTS`; what each measures is said where it is defined. A measurement that does not apply
-    to a run (gates of a run without gates) raises `ArgumentError` or `UnsupportedError`.
+    Names are those of `MEASUREMENTS`; the function of that name documents its table. A measurement that does not apply
+    to a run (such as gates of a run without gates) raises `ArgumentError` or `UnsupportedError`.
     """
     check_choice("name", name, MEASUREMENTS)
     module = importlib.import_module(f"{__name__}.{MEASUREMENTS[name]}")

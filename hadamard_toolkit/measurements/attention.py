@@ -35,7 +35,7 @@ SITE = "attention_output"
 DIGITS = 6
 COLUMNS = ["layer", "example", "tokens", "before", "after", "total", *FITS, "cka", "cka_biased", "cka_seeds"]
 Outputs = list[np.ndarray]  # by layer, [tokens, width]
-_HELD: OrderedDict[tuple[str, int], Outputs] = OrderedDict()  # what the models of the last runs gave
+_HELD: OrderedDict[tuple[str, int], Outputs] = OrderedDict()  # outputs of the models of the last runs
 _HOLD = 3
 
 
@@ -45,12 +45,12 @@ def attention(run: Run, store: RunStore, *, examples: int = EXAMPLES) -> pd.Data
     On the first `examples` test rows that `run` was scored on, in evaluation mode and float32, padding left out; before
     and after see the same tokens. A run whose weights were not kept is trained again (`live`).
 
-    One row per layer and example: `tokens`, mean norms `before` and `after`; for the second half of the examples
-    what `studies.attention_shift.polynomial_fits` says of fits on the first half (`total`, `unchanged`, `linear`,
-    `quadratic`, `cubic`; NaN for the first half); and, the same in all rows of a layer, the linear CKA of
-    the examples' mean outputs before and after, debiased (`cka`) and not (`cka_biased`), and the debiased one of after
-    and after of the same spec with another seed (`cka_seeds`, its ceiling; NaN where the store has no such run).
-    A model that was not changed gives exactly `before`. Raises `UnsupportedError` for span tasks.
+    One row per layer and example: `tokens`, mean norms `before` and `after`; for the second half of the examples the
+    columns of `studies.attention_shift.polynomial_fits`, fitted on the first half (`total`, `unchanged`, `linear`,
+    `quadratic`, `cubic`; NaN for the first half); and, the same in all rows of a layer, the linear CKA of the examples'
+    mean outputs before and after, debiased (`cka`) and not (`cka_biased`), and the debiased CKA of this run and the
+    same spec with another seed (`cka_seeds`, the ceiling; NaN if the store has no such run). Raises `UnsupportedError`
+    for span tasks.
     """
     if run.info["meta_info"]["task"]["head"] == "span":
         raise UnsupportedError(
@@ -110,13 +110,13 @@ def _batches(run: Run, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _examples(batches: list[dict[str, Tensor]]) -> np.ndarray:
-    """The example of every token that is no padding."""
+    """The example of every token except padding."""
     lengths = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches]).numpy()
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _outputs_of(run: Run, batches: list[dict[str, Tensor]]) -> Outputs:
-    """Of the trained model of `run`; the last few are kept, for a seed is asked for as run and as ceiling."""
+    """Those of the trained model of `run`; the last few are kept, as a run also serves as the ceiling of another."""
     key = run.key, hash(tuple(batch["input_ids"].numpy().tobytes() for batch in batches))
     if key not in _HELD:
         _HELD[key] = _outputs(live(run)[0], batches)
@@ -126,9 +126,9 @@ def _outputs_of(run: Run, batches: list[dict[str, Tensor]]) -> Outputs:
 
 
 def _outputs(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Outputs:
-    """The attention outputs of every layer, adapters at work, at all tokens that are no padding."""
+    """The attention outputs of every layer with adapters active, at all tokens except padding."""
     sites = Sites(model)
-    found: list[list[np.ndarray]] = [[] for _ in range(len(sites))]
+    collected: list[list[np.ndarray]] = [[] for _ in range(len(sites))]
     seen: list[Tensor] = [torch.empty(0)] * len(sites)
 
     def watch(layer: int) -> torch.utils.hooks.RemovableHandle:
@@ -145,11 +145,11 @@ def _outputs(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Output
                 model(**{name: value.to(model.device) for name, value in batch.items()})
                 real = batch["attention_mask"].bool()
                 for layer, output in enumerate(seen):
-                    found[layer].append(output.float().cpu()[real].numpy())
+                    collected[layer].append(output.float().cpu()[real].numpy())
     finally:
         for handle in handles:
             handle.remove()
-    return [np.concatenate(parts) for parts in found]
+    return [np.concatenate(parts) for parts in collected]
 
 
 def _sibling(run: Run, store: RunStore) -> Run | None:

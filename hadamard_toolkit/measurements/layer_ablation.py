@@ -1,4 +1,4 @@
-"""What is left of a trained Hadamard run when some of its layers go back to the backbone's values."""
+"""Layer ablation: the score of a trained Hadamard run when some of its layers are removed after training."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Kept = tuple[int, ...]
 def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
     """The score of a stored Hadamard run with only some layers kept, on held-out and test rows; nothing is retrained.
 
-    A removed layer has the backbone's values: W = 1, b = 0 and its trained norm as it was before. Up to 6 layers every
-    subset is scored. Beyond, these are: all but one, first-k and last-k, the layers that moved most
-    (`studies.layer_importance`), the path of greedy backward elimination, and 20 random subsets of half and of two
-    thirds of the layers, the same for all runs; on held-out rows only the candidates of the greedy path. At most 400
-    test rows are scored, the same for all runs of a task. In float32, whatever the run trained in.
+    A removed layer has the backbone's values: W = 1, b = 0 and its norm as before training. Up to 6 layers every subset
+    is scored. Beyond, the test rows are scored with: all layers but one, the first k and the last k, the k layers that
+    moved most (`studies.layer_importance`), the path of greedy backward elimination, and 20 random subsets of half and
+    of two thirds of the layers, the same for all runs; the held-out rows only with the candidates of the greedy path.
+    At most 400 test rows are scored, the same for all runs of a task. Computed in float32, whatever the run trained in.
 
     One row per subset and split: `kept` ("0,1,5"), `split` ("validation" or "test"), `score` (the task's metric),
     `loss`, `n` (rows), `drawn` ("all", "random" or "rule"), `changed` (predictions that differ from those with all
@@ -80,8 +80,8 @@ def removal(run: Run, store: RunStore | None = None) -> pd.DataFrame:
 def taylor(run: Run, store: RunStore | None = None) -> pd.DataFrame:
     """First-order Taylor and diagonal Fisher scores of the layers of a stored Hadamard run, on its held-out rows.
 
-    One row per layer: `layer`, `taylor`, `increase`, `fisher` and `n`, the number of rows (at most 128);
-    see `studies.layers.taylor_scores`. What a layer has are its W, b and trained norm.
+    One row per layer: `layer`, `taylor`, `increase`, `fisher` and `n`, the number of rows (at most 128); see
+    `studies.taylor_scores`. The parameters of a layer are its W, b and trained norm.
     """
     task, tokenizer, attachment, layers = _restored(run)
     kind, examples = _rows(run, "validation", task, tokenizer)

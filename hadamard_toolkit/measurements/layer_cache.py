@@ -1,7 +1,7 @@
-"""What a model says with its adapter at work in some layers only, without computing what stayed the same.
+"""Logits of a model with its adapter active in some layers only, without recomputing the layers that did not change.
 
-Layer i reads nothing but what the layers before it made. So when the parts of an adapter from layer i on are
-switched, evaluation starts at layer i from remembered hidden states: `LayerCache` keeps them by what was at work below.
+The input of layer i depends only on the layers below it. When the adapter is switched on or off from layer i upwards,
+evaluation can start at layer i from cached hidden states. `LayerCache` stores them by the sites that are active below.
 """
 
 from __future__ import annotations
@@ -23,32 +23,35 @@ from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, 
 from hadamard_toolkit.sparsity.batches import Batch
 
 GIB = 2**30
-BEGUN = 8  # passes that are kept half way
-TOLERANCE = 1e-6  # between resuming and computing all of it, relative to the largest logit
+BEGUN = 8  # unfinished passes that are kept
+TOLERANCE = 1e-6  # largest difference between a resumed and a full pass, relative to the largest logit
 
 _Key = tuple[int, frozenset[LayerSite]]
-"""A layer, and what is at work below it: by these it is known what the layer reads, batch by batch."""
+"""A layer and the active sites below it; together they determine the input of the layer."""
 
 
 class LayerCache:
-    """Logits of `inputs` with the adapter of `attachment` at work in any layers, the head always as trained.
+    """Logits of `inputs` with the adapter of `attachment` active in any subset of layers and with the trained head.
 
     Parameters
     ----------
-    inputs: what the model reads, `{"input_ids": [rows, length], "attention_mask": …}`. Rows are put into batches of
-        like length, and padding behind the longest row of a batch is cut off.
-    memory: bytes of hidden states that are kept, the least recently used ones go first; half of it at most is for those
-        that `prepare` made. Too little only costs time. The few passes that were begun and left hold theirs besides.
-    first: rows that are computed before the others, so that `logits(kept, first=True)` tells early how these fare.
+    inputs: inputs of the model, `{"input_ids": [rows, length], "attention_mask": …}`. Rows of similar length share a
+        batch, and each batch is cut after its longest row.
+    memory: bytes of hidden states to keep. The least recently used are dropped first; at most half of it is used by
+        `prepare`. Less memory only costs time. Up to 8 unfinished passes hold their states in addition.
+    first: rows that are computed before the others, for early results by `logits(kept, first=True)`.
 
-    `logits(kept)` equals a pass over the model with all other parts taken off, to 1e-6. The weights of the attachment
-    must not change meanwhile; after they did, call `clear()`. The model is left as it was found, also on error. What
-    reads padding (UniPELT's gates as first published) depends on the batches here as in every evaluation.
+    `logits(kept)` equals a pass over the model without all other parts of the adapter, to 1e-6. Call `clear()` after
+    the weights of the attachment have changed. The model is left unchanged, also after an error. Modules that read
+    padding (UniPELT's gates as first published) depend on how rows are batched, as in every evaluation.
 
-    Attributes: `places` (the layers and sites that carry something), `resumes` (None before the first call; False where
-    the layers of this architecture cannot be entered half way: every call then computes all of it), `narrows` (whether
-    the head reads the first token alone, so that the last layer's feed-forward block is spared the others). Both are
-    found out by comparing logits.
+    Attributes
+    ----------
+    places: the layers and sites with a part of the adapter.
+    resumes: whether evaluation can start at a later layer in this architecture; if not, every call computes all layers.
+        None before the first call, which compares logits to find out.
+    narrows: whether the head reads only the first token, so that the last layer's feed-forward block can skip the
+        others; found out likewise.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class LayerCache:
         self._first = np.asarray(first, dtype=int)
         self._order, self._batches, self._early = _batches(inputs, batch_size, self._first)
         self._states: OrderedDict[_Key, list[Tensor]] = OrderedDict()
-        self._prepared: dict[_Key, list[Tensor]] = {}  # of these nothing is forgotten
-        self._widths: dict[int, int] = {}  # layer -> length of the tuple that it returns; absent: a tensor
+        self._prepared: dict[_Key, list[Tensor]] = {}  # never dropped
+        self._widths: dict[
+            int, int
+        ] = {}  # length of the tuple that a layer returns; absent where it is a tensor
         self._begun: OrderedDict[frozenset[LayerSite], _Pass] = OrderedDict()
         self.resumes: bool | None = None
         self.narrows = False
@@ -78,26 +83,25 @@ class LayerCache:
         return len(self._order)
 
     def logits(self, kept: Collection[int | LayerSite], *, first: bool = False) -> np.ndarray:
-        """Logits [rows, outputs] (float32) with the adapter at work in `kept` alone: layers, or `(layer, site)` pairs.
+        """Logits [rows, outputs] (float32) with the adapter active only in `kept`: layers, or `(layer, site)` pairs.
 
-        With `first` only those of the rows named so, in their order; what was computed for them is not done again.
-        Raises `ArgumentError` for a layer or site that there is not, `UnsupportedError` for a model without logits
-        per row.
+        With `first`, only the logits of the rows `first`, in their order; a later call for all rows reuses them. Raises
+        `ArgumentError` for an unknown layer or site, `UnsupportedError` for a model without logits per row.
         """
         chosen = chosen_sites(self.attachment, kept)
-        for found in self.steps(kept):
-            if found is not None:
-                return found[self._first] if first else found
-            if first and len(answers := self._begun[chosen].answers) >= self._early:
-                stands = np.argsort(self._order)[self._first]
-                return np.asarray(torch.cat(answers[: self._early]).float().cpu().numpy()[stands])
+        for logits in self.steps(kept):
+            if logits is not None:
+                return logits[self._first] if first else logits
+            if first and len(batches := self._begun[chosen].logits) >= self._early:
+                position = np.argsort(self._order)[self._first]
+                return np.asarray(torch.cat(batches[: self._early]).float().cpu().numpy()[position])
         raise AssertionError("steps end with logits")
 
     def steps(self, kept: Collection[int | LayerSite]) -> Iterator[np.ndarray | None]:
-        """The same, a batch at a time: None after each batch, in the end what `logits` returns.
+        """The same as `logits`, one batch at a time: yields None after each batch, and the logits at the end.
 
-        Between two steps the model is as it was found, and other questions may be asked. What was begun and left is
-        gone on with when it is asked for again.
+        Between two steps the model is unchanged, and the cache may be used for other layers. An unfinished pass is
+        resumed the next time its layers are requested.
         """
         chosen = chosen_sites(self.attachment, kept)
         if self.resumes is None:
@@ -108,23 +112,22 @@ class LayerCache:
         while len(self._begun) > BEGUN:
             self._begun.popitem(last=False)
         work = self._begun[chosen]
-        while len(work.answers) < len(self._batches):
+        while len(work.logits) < len(self._batches):
             self._step(work, chosen)
             yield None
-        if self._begun.get(chosen) is work:  # neither cleared meanwhile nor finished by another question
+        if self._begun.get(chosen) is work:  # neither cleared nor finished by another call meanwhile
             del self._begun[chosen]
-            for layer in work.read[0]:
-                self._remember((layer, _below(chosen, layer)), [read[layer] for read in work.read])
-        found = torch.cat(work.answers).float().cpu().numpy()
-        result = np.empty_like(found)
-        result[self._order] = found
+            self._remember(work, chosen)
+        logits = torch.cat(work.logits).float().cpu().numpy()
+        result = np.empty_like(logits)
+        result[self._order] = logits
         yield result
 
     def prepare(self, kept: Collection[int | LayerSite], depth: int) -> Iterator[None]:
-        """Compute what the layers up to `depth` read with `kept` at work, a batch at a time, and never forget it.
+        """Compute and keep the inputs of the layers up to `depth` with the adapter active in `kept`, batch by batch.
 
-        This costs the layers below `depth` alone. Afterwards, whatever is at work from there on, `logits` starts at
-        `depth`. Nothing is done where layers cannot be entered half way, or where half of the memory is used up.
+        Only the layers below `depth` are computed. Afterwards `logits` starts at `depth`, whatever is active from there
+        on. Does nothing if evaluation cannot start at a later layer, or if half of the memory is used up.
         """
         chosen = chosen_sites(self.attachment, kept)
         if self.resumes is None:
@@ -137,15 +140,14 @@ class LayerCache:
             while len(work.read) < len(self._batches):
                 self._step(work, chosen, stop)
                 yield None
-            for layer in work.read[0]:
-                self._remember((layer, _below(chosen, layer)), [read[layer] for read in work.read])
+            self._remember(work, chosen)
         for layer in range(1, stop + 1):
             key = (layer, _below(chosen, layer))
             if key in self._states and self._fits(_size(self._states[key])):
                 self._prepared[key] = self._states.pop(key)
 
     def clear(self) -> None:
-        """Forget all hidden states, and what was found out about the head."""
+        """Drop all hidden states, and what is known about the architecture."""
         self._states.clear()
         self._prepared.clear()
         self._begun.clear()
@@ -154,7 +156,7 @@ class LayerCache:
     # ------------------------------------------------------------------------------------------------------------
 
     def _deepest(self, chosen: frozenset[LayerSite], most: int) -> tuple[int, list[Tensor] | None]:
-        """The highest layer up to `most` whose input is known, and that input; layer 0 and None if none is."""
+        """The highest layer up to `most` whose input is cached, and that input; layer 0 and None if there is none."""
         for layer in range(most, 0, -1):
             key = (layer, _below(chosen, layer))
             if key in self._prepared:
@@ -164,33 +166,35 @@ class LayerCache:
                 return layer, self._states[key]
         return 0, None
 
-    def _remember(self, key: _Key, states: list[Tensor]) -> None:
-        if key in self._prepared:
-            return
-        self._states[key] = states
-        self._states.move_to_end(key)
+    def _remember(self, work: _Pass, chosen: frozenset[LayerSite]) -> None:
+        """Cache the layer inputs of a finished pass, within the memory that is left."""
         most = self.memory - sum(map(_size, self._prepared.values()))
-        while self._states and sum(map(_size, self._states.values())) > most:
-            self._states.popitem(last=False)
+        for layer in work.read[0]:
+            key = (layer, _below(chosen, layer))
+            if key not in self._prepared:
+                self._states[key] = [read[layer] for read in work.read]
+                self._states.move_to_end(key)
+            while self._states and sum(map(_size, self._states.values())) > most:
+                self._states.popitem(last=False)
 
     def _fits(self, more: int) -> bool:
         return sum(map(_size, self._prepared.values())) + more <= self.memory // 2
 
     def _step(self, work: _Pass, chosen: frozenset[LayerSite], stop: int | None = None) -> None:
-        """The next batch of `work`."""
-        number = len(work.answers)
-        with _as_found(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
+        """Compute the next batch of `work`."""
+        number = len(work.logits)
+        with _evaluating(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
             state = work.states[number] if work.states else None
-            answer, read = self._pass(self._batches[number], work.start, state, stop)
-        work.answers.append(answer)
+            logits, read = self._pass(self._batches[number], work.start, state, stop)
+        work.logits.append(logits)
         work.read.append(read if self.resumes else {})
 
     def _pass(
         self, batch: Batch, start: int, state: Tensor | None, stop: int | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits of one batch, computed from layer `start` on, and what each later layer read.
+        """Logits of one batch, computed from layer `start` on with the input `state`, and the inputs of later layers.
 
-        With `stop`, the layers from there on hand over what they read: then the logits mean nothing.
+        With `stop`, the layers from there on return their input, and the logits are meaningless.
         """
         read: dict[int, Tensor] = {}
         device = next(self.attachment.model.parameters()).device
@@ -198,33 +202,32 @@ class LayerCache:
         with ExitStack() as stack:
             for index, layer in enumerate(self._layers):
                 if start < index <= stop:
-                    stack.enter_context(
-                        _hook(layer.register_forward_pre_hook, _note(read, index), with_kwargs=True)
-                    )
+                    note = layer.register_forward_pre_hook(_note(read, index), with_kwargs=True)
+                    stack.callback(note.remove)
                 if start <= index < stop:
-                    stack.enter_context(_hook(layer.register_forward_hook, self._note_form(index)))
+                    stack.callback(layer.register_forward_hook(self._note_form(index)).remove)
                 else:
-                    handed = state if index < start else None
-                    stack.enter_context(_standing_in(layer, self._hand_over(index, handed)))
+                    skipped = self._skipped(index, state if index < start else None)
+                    stack.enter_context(_replaced_forward(layer, skipped))
             if self.narrows:
                 norm = self.attachment.sites(len(self._layers) - 1, "attention_norm").module
-                stack.enter_context(_hook(norm.register_forward_pre_hook, _first_token))
+                stack.callback(norm.register_forward_pre_hook(_first_token).remove)
             output = self.attachment.model(**{name: value.to(device) for name, value in batch.items()})
-        answer = getattr(output, "logits", None)
-        if answer is None or answer.ndim != 2:
+        logits = getattr(output, "logits", None)
+        if logits is None or logits.ndim != 2:
             raise UnsupportedError(
                 f"{type(self.attachment.model).__name__} gives no logits per row, so layers cannot be compared by "
                 "them; classification and regression heads do"
             )
-        return answer, read
+        return logits, read
 
-    def _hand_over(self, index: int, state: Tensor | None) -> Callable[..., Any]:
-        """The forward of a layer that is passed over: it returns `state` (None: what it reads) as the layer would."""
+    def _skipped(self, index: int, state: Tensor | None) -> Callable[..., Any]:
+        """The forward of a skipped layer: returns `state` (None: its input) in the form that the layer returns."""
         width = self._widths.get(index)
 
         def forward(*args: Any, **options: Any) -> Any:
-            handed = _read_by(args, options) if state is None else state
-            return handed if width is None else (handed, *[None] * (width - 1))
+            hidden = _hidden_states(args, options) if state is None else state
+            return hidden if width is None else (hidden, *[None] * (width - 1))
 
         return forward
 
@@ -236,21 +239,21 @@ class LayerCache:
         return note
 
     def _try_shortcuts(self) -> None:
-        """Set `resumes` and `narrows` by what they do to the logits of the shortest rows, all parts being at work."""
+        """Set `resumes` and `narrows`, if they leave the logits of the smallest batch as they are."""
         self.resumes = self.narrows = False
         if self.attachment.model.config.is_encoder_decoder:
-            return  # two stacks of layers, and the second reads the first one's end in every layer
+            return  # every layer of the decoder reads the last hidden states of the encoder
         batch = min(self._batches, key=lambda batch: sum(value.numel() for value in batch.values()))
-        with _as_found(self.attachment.model), torch.inference_mode():
+        with _evaluating(self.attachment.model), torch.inference_mode():
             whole, read = self._pass(batch, 0, None)
 
             def same(start: int) -> bool:
                 try:
-                    answer, _ = self._pass(batch, start, read.get(start))
+                    logits, _ = self._pass(batch, start, read.get(start))
                 except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-                    return False  # later layers want more of the earlier ones than their hidden states
+                    return False  # later layers need more of the earlier ones than their hidden states
                 allowed = TOLERANCE * max(1.0, float(whole.abs().max()))
-                return answer.shape == whole.shape and float((answer - whole).abs().max()) <= allowed
+                return logits.shape == whole.shape and float((logits - whole).abs().max()) <= allowed
 
             later = range(1, len(self._layers))
             self.resumes = set(read) == set(later) and all(map(same, later))
@@ -261,11 +264,14 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A pass over all batches from layer `start` on, which reads `states`; as far as it has come."""
+    """An unfinished pass over all batches: starts at layer `start` with the inputs `states`, one per batch.
+
+    logits, and read (the inputs of later layers): of the batches that are done.
+    """
 
     start: int
     states: list[Tensor] | None
-    answers: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
     read: list[dict[int, Tensor]] = field(default_factory=list)
 
 
@@ -280,9 +286,9 @@ def _size(states: list[Tensor]) -> int:
 def _batches(
     inputs: Mapping[str, Tensor], batch_size: int, first: np.ndarray
 ) -> tuple[np.ndarray, list[Batch], int]:
-    """The order of rows by length, those of `first` before all others, and the inputs in that order, cut into batches.
+    """Cut rows into batches of similar length, those of `first` before all others.
 
-    Also how many of the batches hold the rows of `first`.
+    Returns the order of the rows, the batches, and how many of the batches hold the rows of `first`.
     """
     sizes = {name: len(value) for name, value in inputs.items()}
     if not sizes or min(sizes.values()) < 1 or len(set(sizes.values())) > 1:
@@ -293,7 +299,7 @@ def _batches(
     mask = inputs.get("attention_mask")
     ends = None
     if mask is not None:
-        # where the last token of a row stands: padding may be on either side, and only that on the right is cut off
+        # the end of the last token of each row: padding may be on either side, and is only cut off on the right
         ends = (mask != 0).long().mul(torch.arange(1, mask.shape[1] + 1)).amax(1)
     if len(np.intersect1d(first, np.arange(rows))) < len(first):
         raise ArgumentError(
@@ -304,7 +310,7 @@ def _batches(
         part if ends is None else part[np.argsort(ends[part].numpy(), kind="stable")]
         for part in (first, later)
     ]
-    cut = [[part[at : at + batch_size] for at in range(0, len(part), batch_size)] for part in parts]
+    cut = [[part[start : start + batch_size] for start in range(0, len(part), batch_size)] for part in parts]
     batches = []
     for chosen in map(torch.from_numpy, [*cut[0], *cut[1]]):
         batch = {name: value[chosen] for name, value in inputs.items()}
@@ -319,8 +325,8 @@ def _batches(
 
 
 @contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode in the block; afterwards every module is in the mode it was in."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode inside the block, and every module back in its mode afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -332,8 +338,8 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`forward` in place of the module's own; hooks around it stay."""
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of `module` inside the block; its hooks stay."""
     held = vars(module).get("forward")
     module.forward = forward
     try:
@@ -344,28 +350,19 @@ def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
             module.forward = held
 
 
-@contextmanager
-def _hook(register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> Iterator[None]:
-    handle = register(hook, **options)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _note(read: dict[int, Tensor], index: int) -> Callable[..., None]:
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        read[index] = _read_by(args, options)
+        read[index] = _hidden_states(args, options)
 
     return note
 
 
-def _read_by(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-    """The hidden states among what a layer is called with."""
+def _hidden_states(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a layer."""
     hidden: Tensor = args[0] if args else options["hidden_states"]
     return hidden
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Only the first token of what a norm reads, [batch, length, hidden]."""
+    """Cut the input of a norm [batch, length, hidden] to its first token."""
     return (args[0][:, :1], *args[1:])

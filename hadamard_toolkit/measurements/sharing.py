@@ -1,4 +1,4 @@
-"""One set of Hadamard vectors for several tasks: what is left of a run's score."""
+"""Sharing: the score of a run when it shares its Hadamard vectors with other tasks."""
 
 from __future__ import annotations
 
@@ -43,17 +43,15 @@ def sharing(
 ) -> pd.DataFrame:
     """The test score of `run`'s task when its vectors are shared with other tasks, one row per scheme.
 
-    The vectors of each scheme (see `studies.sharing.Scheme`) go into the pretrained backbone and stay; a fresh head is
-    trained on them as stage one of the protocol trains it, on the training rows of `run`, selected on its held-out rows
-    and scored on its test rows. Shared with: the runs of the same backbone, adapter, protocol and seed on other tasks,
-    or on those in `tasks`; never on a task that has texts in common. The row `"unshared"` is `run` itself.
+    The vectors of each scheme (see `studies.sharing.Scheme`) are merged into the pretrained backbone, and a head is
+    trained on them (`retrain_head`). Vectors are shared with the `donors` of the run, or with those on `tasks`. The row
+    `"unshared"` is `run` itself.
 
     Columns: `scheme`, `weight`, `bias`, `norm` (where each comes from), `metric`, `score` and `validation` (in natural
     units), `n` (test rows), `tasks` (how many share, this one included), `with` (the others), `parameters` per task
     (heads left out; shared ones divided by `tasks`) and `percent` (of the backbone).
 
-    Raises `UnsupportedError` for a run of another adapter or a span task, `DataError` where there is nobody to share
-    with.
+    Raises `UnsupportedError` for a run of another adapter or a span task, `DataError` for a run without donors.
     """
     check_hadamard(run, "sharing")
     others = [other for other in donors(run, store) if tasks is None or other.spec.task in tasks]
@@ -95,7 +93,7 @@ def sharing(
 def sharing_alike(run: Run, store: RunStore) -> pd.DataFrame:
     """`sharing` with only those tasks that have the same labels as that of `run`, under the schemes that share vectors.
 
-    What does not depend on whom one shares with (own vectors, none) is in `sharing`.
+    Schemes that do not depend on other tasks (own vectors, none) are in `sharing`.
     """
     labels = load_task(run.spec.task).labels
     others = {donor.spec.task for donor in donors(run, store)}
@@ -125,5 +123,5 @@ def _state(vectors: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str,
 
 
 def _draw(run: Run) -> int:
-    """What draws the other task and the permutation: another number for every run, the same whenever it is measured."""
+    """The seed of the other task and of the permutation: fixed for a run, and different between runs."""
     return int(run.key[:8], 16)

@@ -10,6 +10,7 @@ from hadamard_toolkit.studies.attention_shift import (
     shift_counts,
     shift_text,
 )
+from hadamard_toolkit.studies.basis import basis_table, captured, task_basis
 from hadamard_toolkit.studies.coverage import figure_list, plan_coverage
 from hadamard_toolkit.studies.cross_task_transfer import transfer_gains, transfer_table
 from hadamard_toolkit.studies.gains import gains
@@ -124,7 +125,9 @@ __all__ = [
     "against_chance",
     "alike_beyond",
     "as_text",
+    "basis_table",
     "better_than_chance",
+    "captured",
     "cka_debiased",
     "cka_summary",
     "clearest_tests",
@@ -213,6 +216,7 @@ __all__ = [
     "sparse_methods",
     "sparse_table",
     "subset_band",
+    "task_basis",
     "tasks_sharing_texts",
     "taylor_scores",
     "tost",
