@@ -36,8 +36,9 @@ print(f"profile: {profile}, device: {device}")
 #
 # A bottleneck adapter projects the states down to a few coordinates with a matrix $D$ and up again with $U$. Pruning sets most
 # entries of $D$ and $U$ to zero and keeps them there. The picture shows the answer that we will arrive at: accuracy against the
-# share removed, from *reference runs* that were made beforehand with a Pfeiffer adapter, 320 training rows and the epoch selected on
-# held-out rows. Filled marks are the six scorers, hollow ones controls; the grey line is the unpruned adapter.
+# share removed, as the difference to the unpruned adapter of the same seed (the grey line). It stands on *reference runs* that were
+# made beforehand with a Pfeiffer adapter, 320 training rows and the epoch selected on held-out rows. Filled marks are the six scorers,
+# hollow ones controls.
 
 # %%
 sparse = ht.studies.short_names(ht.studies.sparse_table(ht.reference("sparse", own=False)))
