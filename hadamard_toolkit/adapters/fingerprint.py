@@ -44,7 +44,7 @@ def describe_backbone(
 def settings(config: PreTrainedConfig) -> dict[str, Any]:
     """The entries of `config` that change what the same weights compute, such as `hidden_act`, as JSON values."""
     entries = json.loads(config.to_json_string(use_diff=False))
-    return {name: entries[name] for name in sorted(entries) if not _NO_SETTINGS.search(name)}
+    return {name: value for name, value in entries.items() if not _NO_SETTINGS.search(name)}
 
 
 def check_backbone(
