@@ -96,13 +96,13 @@ class _Steps(nn.ModuleList):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
     ) -> None:
-        given = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
+        entries = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
         groups = tuple(f"{prefix}{group}." for group in set(self.sources))
         unexpected = args[3] if len(args) > 3 else options["unexpected_keys"]
-        unexpected += [name for name in given if not name.startswith(groups)]
+        unexpected += [name for name in entries if not name.startswith(groups)]
         for step, group in enumerate(self.sources):
             before = f"{prefix}{group}."
-            for name, value in given.items():
+            for name, value in entries.items():
                 if name.startswith(before):
                     state_dict[f"{prefix}{step}.{name.removeprefix(before)}"] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **options)

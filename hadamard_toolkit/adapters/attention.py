@@ -141,8 +141,8 @@ AttentionInterface.register(NAME, _with_prefixes)
 
 
 def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
-    given = options.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if given is None else given)
+    is_causal = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def _widened(mask: Tensor, length: int, fill: float) -> Tensor:

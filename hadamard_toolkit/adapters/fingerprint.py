@@ -97,10 +97,9 @@ def check_fingerprint(
     folder: object, expected: str | dict[str, str], parameters: Mapping[str, Tensor]
 ) -> None:
     """Raise `DataError` unless `expected`, from the files in `folder`, is the fingerprint of `parameters`."""
-    found: Any
     if isinstance(expected, str):
-        found, compared = first_values(parameters), expected
-        if found == expected:
+        digest, compared = first_values(parameters), expected
+        if digest == expected:
             warnings.warn(
                 f"folder={str(folder)!r} was saved by an older version, which noted the first 32 values of each weight "
                 "of its backbone: these are the same here, the others were not compared; save it again to note all",
@@ -115,11 +114,11 @@ def check_fingerprint(
                 f"{', '.join(ours)}: their weights cannot be compared. Load it in {', '.join(expected)} or in "
                 "float32, or pass strict=False to transplant"
             )
-        found, compared = ours[common[0]], expected[common[0]]
-    if found != compared:
+        digest, compared = ours[common[0]], expected[common[0]]
+    if digest != compared:
         raise DataError(
-            f"folder={str(folder)!r} was trained on another backbone (fingerprint {compared}, this model has {found}); "
-            f"{_ADVICE}"
+            f"folder={str(folder)!r} was trained on another backbone (fingerprint {compared}, this model has "
+            f"{digest}); {_ADVICE}"
         )
 
 

@@ -146,50 +146,51 @@ class _AtEmbeddings(Insertion):
         return [*handles, self.base.register_forward_pre_hook(self._widen_mask, with_kwargs=True)]
 
     def _make_room(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = named(reader, args, kwargs)
-        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        arguments = named(reader, args, kwargs)
+        ids, embedded = arguments.get("input_ids"), arguments.get("inputs_embeds")
         read = embedded if ids is None else ids
         if read is None:
             # The model itself raises an error about the missing input.
             return None
-        positions, mask = read.shape[1], given.get("attention_mask")
-        self._check(given, positions)
+        positions, mask = read.shape[1], arguments.get("attention_mask")
+        self._check(arguments, positions)
         in_front = self._in_front(all_stand=mask is not None and mask.shape[1] != positions)
         start = self.prompt.start(read, mask, in_front)
         if ids is not None:
-            given["input_ids"] = self.prompt.spread(ids, self._placeholder(), start)
+            arguments["input_ids"] = self.prompt.spread(ids, self._placeholder(), start)
             # Tells `_put` that the next embeddings are these.
             self._passing["ids"] = start
         else:
-            given["inputs_embeds"] = self.prompt(embedded, embedded, start)
-        if given.get("position_ids") is not None:
+            arguments["inputs_embeds"] = self.prompt(embedded, embedded, start)
+        if arguments.get("position_ids") is not None:
             first = start - 1 if self.prompt.behind_first else self.prompt.padding(read, mask, in_front)
-            given["position_ids"] = self.prompt.positions(given["position_ids"], start, first)
+            arguments["position_ids"] = self.prompt.positions(arguments["position_ids"], start, first)
         for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
-            row = given.get(name)
+            row = arguments.get(name)
             if row is not None and row.shape[1] == positions:
-                given[name] = self.prompt.spread(row.expand(len(read), -1), fill, start)
+                arguments[name] = self.prompt.spread(row.expand(len(read), -1), fill, start)
         if reader is self.base:
             self._passing["output"] = start
-        return (), given
+        return (), arguments
 
     def _in_front(self, *, all_stand: bool) -> int:
-        """How many prompt vectors stand in front of all padding: when this prompt enters, or when all do."""
-        if self.reader is not self.base:  # prompts of an encoder stand behind the padding
+        """How many prompt vectors are in front of all padding: when this prompt enters, or when all have entered."""
+        if self.reader is not self.base:
+            # The prompts of an encoder come after the padding.
             return 0
         if not all_stand:
             return self.prompt.place - int(self.prompt.behind_first)
         return sum(len(prompt) for prompt in vars(self.reader)[_STANDING] if not prompt.behind_first)
 
-    def _check(self, given: dict[str, Any], positions: int) -> None:
+    def _check(self, arguments: dict[str, Any], positions: int) -> None:
         length = len(self.prompt)
         if self.limit is not None and positions + length > self.limit:
             raise ArgumentError(
                 f"input of {positions} positions is too long: with {length} prompt vectors this model takes "
                 f"at most {self.limit - length}"
             )
-        refuse_cache(given, "a prompt")
-        mask = given.get("attention_mask")
+        refuse_cache(arguments, "a prompt")
+        mask = arguments.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
             raise UnsupportedError("a prompt needs an attention_mask [batch, positions], or none")
 
@@ -225,12 +226,12 @@ class _AtEmbeddings(Insertion):
 
     def _widen_mask(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Widen the encoder's mask, which the decoder's cross-attention reads too."""
-        given = named(base, args, kwargs)
-        mask = given.get("attention_mask")
+        arguments = named(base, args, kwargs)
+        mask = arguments.get("attention_mask")
         if mask is not None:
             start = self.prompt.start(mask, mask, self._in_front(all_stand=False))
-            given["attention_mask"] = self.prompt.spread(mask, 1, start)
-        return (), given
+            arguments["attention_mask"] = self.prompt.spread(mask, 1, start)
+        return (), arguments
 
 
 @register

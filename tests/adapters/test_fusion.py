@@ -203,3 +203,14 @@ def test_description_round_trips() -> None:
     check_json(ht.AdapterFusion(("sst2", "embedded/tweets-polarity"), bottleneck=4, layers=(0,)))
     with pytest.raises(ArgumentError, match="bottleneck=0"):
         ht.AdapterFusion(("a",), bottleneck=0)
+
+
+def test_every_field_reaches_the_adapters_of_the_tasks() -> None:
+    adapter = ht.AdapterFusion(
+        ("a", "b"), bottleneck=5, activation="tanh", dropout=0.25, scale=2.0, layers=(1,)
+    )
+    [(label, insertion)] = ht.attach(tiny_model("bert"), adapter).insertions.items()
+    assert label == "layers.1.ffn_residual"
+    for single in insertion.module.tasks.values():
+        assert (single.down.out_features, single.scale, single.dropout.p) == (5, 2.0, 0.25)
+        assert torch.equal(single.activation(torch.ones(1)), torch.tanh(torch.ones(1)))

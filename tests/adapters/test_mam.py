@@ -67,5 +67,18 @@ def test_it_is_the_formula() -> None:
     check_against(ht.MAM(length=4, bottleneck=5, prefix_bottleneck=6), by_hand)
 
 
+def test_every_field_reaches_its_part() -> None:
+    adapter = ht.MAM(
+        3, bottleneck=5, scale=2.0, prefix_bottleneck=6, dropout=0.25, init="normal", layers=(1,)
+    )
+    parts = {label: i.module for label, i in ht.attach(tiny_model("bert"), adapter).insertions.items()}
+    assert list(parts) == ["prefix_network", "layers.1.prefix", "layers.1.ffn_output"]
+    network, parallel = parts["prefix_network"], parts["layers.1.ffn_output"]
+    assert (tuple(network.embedding.shape), network.down.out_features) == ((3, 16), 6)
+    assert (parallel.down.out_features, parallel.scale, parallel.dropout.p) == (5, 2.0, 0.25)
+    assert parallel.parallel
+    assert parallel.up.weight.any(), "init normal"
+
+
 def test_description_round_trips() -> None:
     check_json(ht.MAM(length=16, prefix_bottleneck=None, layers=(0, 3)))

@@ -171,6 +171,23 @@ def test_a_half_precision_backbone_has_its_adapters_in_float32(architecture: str
     assert all(p.grad is not None and p.grad.isfinite().all() for p in attachment.parameters())
 
 
+@pytest.mark.parametrize("gated", [None, "masked"])
+def test_every_field_reaches_its_part(gated: str | None) -> None:
+    fields = {**SMALL, "alpha": 6.0, "dropout": 0.25, "gated": gated, "layers": (1,)}
+    attachment = ht.attach(tiny_model("bert"), ht.UniPELT(**fields))  # type: ignore[arg-type]
+    parts = {label.removeprefix("layers.1."): i.module for label, i in attachment.insertions.items()}
+    assert list(parts) == ["prefix_network", "prefix", "query", "value", "ffn_residual"]
+    network, bottleneck = parts["prefix_network"], parts["ffn_residual"]
+    assert (tuple(network.embedding.shape), network.down.out_features) == ((3, 16), 5)
+    assert (bottleneck.down.out_features, bottleneck.dropout.p) == (16, 0.25)
+    assert bottleneck.up.weight.any(), "init normal"
+    for target in ("query", "value"):
+        assert (len(parts[target].A), parts[target].scaling, parts[target].dropout.p) == (2, 3.0, 0.25)
+        assert parts[target].B.any(), "init normal"
+    modes = [getattr(part.gate, "mode", None) for name, part in parts.items() if name != "prefix_network"]
+    assert modes == [gated] * 4
+
+
 @pytest.mark.parametrize("times", [0, 1.5])
 def test_at_least_one_is_stacked(times: int) -> None:
     with pytest.raises(ArgumentError, match=rf"times={times} is not allowed; it must be .*>= 1"):
