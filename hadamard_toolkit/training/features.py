@@ -43,30 +43,12 @@ OF_SPREAD, OF_SIZE = 1e-2, 1e-5
 Reading = Callable[[Any, Batch, Any], Tensor | None]
 
 
-# What a head may read of a backbone's output, tried in the order of `READINGS`. Each gives [rows, width], or None.
-
-
-def _pooler(output: Any, batch: Batch, config: Any) -> Tensor | None:
-    return getattr(output, "pooler_output", None)
-
-
-def _first(output: Any, batch: Batch, config: Any) -> Tensor | None:
-    return output[0][:, 0]
-
-
-def _last_where(output: Any, wanted: Tensor) -> Tensor | None:
-    positions = torch.arange(wanted.shape[1], device=wanted.device) * wanted
-    return output[0][torch.arange(len(wanted), device=wanted.device), positions.argmax(-1)]
-
-
-def _end(output: Any, batch: Batch, config: Any) -> Tensor | None:
-    end = config.eos_token_id
-    return _last_where(output, batch["input_ids"] == end) if isinstance(end, int) else None
-
-
-def _last(output: Any, batch: Batch, config: Any) -> Tensor | None:
-    pad = config.pad_token_id
-    return _last_where(output, batch["input_ids"] != pad) if isinstance(pad, int) else None
+def _last_token(output: Any, ids: Tensor, token: object, *, equal: bool) -> Tensor | None:
+    """The last position of each row whose id is `token`, or is not."""
+    if not isinstance(token, int):
+        return None
+    positions = torch.arange(ids.shape[1], device=ids.device) * ((ids == token) == equal)
+    return output[0][torch.arange(len(ids), device=ids.device), positions.argmax(-1)]
 
 
 def _mean(output: Any, batch: Batch, config: Any) -> Tensor | None:
@@ -76,11 +58,16 @@ def _mean(output: Any, batch: Batch, config: Any) -> Tensor | None:
     return (output[0] * mask).sum(1) / mask.sum(1)
 
 
+# What a head may read of a backbone's output, tried in this order. Each gives [rows, width], or None.
 READINGS: dict[str, Reading] = {
-    "pooler output": _pooler,
-    "first token": _first,
-    "end-of-sequence token": _end,
-    "last token": _last,
+    "pooler output": lambda output, batch, config: getattr(output, "pooler_output", None),
+    "first token": lambda output, batch, config: output[0][:, 0],
+    "end-of-sequence token": lambda output, batch, config: _last_token(
+        output, batch["input_ids"], config.eos_token_id, equal=True
+    ),
+    "last token": lambda output, batch, config: _last_token(
+        output, batch["input_ids"], config.pad_token_id, equal=False
+    ),
     "mean of tokens": _mean,
 }
 
