@@ -227,16 +227,9 @@ def _key(before: str, step: ContinuedPretraining, corpus: Corpus) -> str:
 
 
 def _protocol(step: ContinuedPretraining) -> Protocol:
-    return Protocol(
-        learning_rate=step.learning_rate,
-        epochs=step.epochs,
-        batch_size=step.batch_size,
-        eval_batch_size=step.batch_size,
-        weight_decay=step.weight_decay,
-        warmup=step.warmup,
-        select="last",
-        precision=step.precision,
-    )
+    names = ("learning_rate", "epochs", "batch_size", "weight_decay", "warmup", "precision")
+    settings: dict[str, Any] = {name: getattr(step, name) for name in names}
+    return Protocol(eval_batch_size=step.batch_size, select="last", **settings)
 
 
 def _pretrain(

@@ -101,17 +101,9 @@ def prune_for_run(
             stride=protocol.stride,
             rows=draw(task.splits, protocol, seed)["train"].rows,
         )
-    masks = sparsify(
-        attachment,
-        scorer=sparsity.scorer,
-        sparsity=sparsity.sparsity,
-        scope=sparsity.scope,
-        batches=batches,
-        rounds=sparsity.rounds,
-        seed=mask_seed,
-        maskable=sparsity.maskable,
-        warmup_steps=sparsity.warmup_steps,
-    )
+    names = ("scorer", "sparsity", "scope", "rounds", "maskable", "warmup_steps")
+    settings = {name: getattr(sparsity, name) for name in names}
+    masks = sparsify(attachment, batches=batches, seed=mask_seed, **settings)
     if sparsity.control is not None:
         other = control(masks, sparsity.control, mask_seed)
         masks.remove()

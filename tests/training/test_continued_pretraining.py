@@ -358,7 +358,7 @@ def test_a_run_records_its_pretraining_and_can_be_restored(
         assert torch.equal(stored.restore()[0](**rows).logits, wanted)  # made again
     shutil.rmtree(tmp_path / "cache" / "pretraining")
     monkeypatch.setenv("HADAMARD_DATA", str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match=r"is not in .*, and cannot be made again: task 'sst2' is nowhere"):
+    with pytest.raises(DataError, match=r"is not in .*, and cannot be made again: task 'sst2' was not found"):
         stored.restore()
 
 
