@@ -212,7 +212,7 @@ coverage
 
 # %% tags=["nbval-check-output"]
 figures = studies.figure_list(os.environ.get("HADAMARD_FIGURES") or "../figures")
-figures
+figures.reset_index()
 
 # %% [markdown]
 # ## Finding
