@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -329,3 +330,24 @@ def test_a_run_of_two_plans_is_packed_once(both: tuple[RunStore, RunStore, Path]
     with pytest.raises(ArgumentError, match="not packed elsewhere"):
         pack(other, packed)
     assert len(packed) == len(loose)
+
+
+def test_of_two_packed_files_with_a_run_the_first_by_name_counts(
+    both: tuple[RunStore, RunStore, Path],
+) -> None:
+    _, packed, _ = both
+    key = packed.keys()[0]
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        if (row["key"], row["name"]) != (key, "run.json"):
+            return row
+        record = json.loads(row["content"])
+        record["metrics"]["test"]["accuracy"] = 0.125
+        content = json.dumps(record).encode()
+        return row | {"content": content, "sha256": hashlib.sha256(content).hexdigest()}
+
+    shutil.copy(packed.folder / "small.runs.parquet", packed.folder / "a.runs.parquet")
+    rewritten(packed.folder / "a.runs.parquet", change)
+    assert packed.record(key)["metrics"]["test"]["accuracy"] == 0.125
+    assert packed.wide().loc[key, "test/accuracy"] == 0.125
+    assert packed.run(key).score == 0.125
