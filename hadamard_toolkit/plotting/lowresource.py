@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
@@ -13,6 +12,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
     EDGED,
+    check_one_row,
     constant_note,
     draw_constant,
     label_below,
@@ -63,10 +63,7 @@ def score_against_rows(table: pd.DataFrame, *, venue: str | None = None, metric:
 def _check(table: pd.DataFrame) -> None:
     if (table["rows"] < 1).any():
         raise ArgumentError(f"table['rows'] holds {table['rows'].min()}; a run has at least one training row")
-    one = ["task", "method", "rows", "seed"]
-    if (twice := table.duplicated(one)).any():
-        first: dict[Hashable, Any] = table.loc[twice, one].iloc[0].to_dict()
-        raise ArgumentError(f"table has more than one row for {first}; one row per run is drawn")
+    check_one_row(table, "task", "method", "rows", "seed")
 
 
 def _line(axis: Axes, runs: pd.DataFrame, look: Look, shift: float) -> None:

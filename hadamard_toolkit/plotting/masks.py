@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.heat import colour_scale, heat
-from hadamard_toolkit.plotting.panels import EDGED, counted, legend_handles, require
+from hadamard_toolkit.plotting.panels import EDGED, check_one_row, counted, legend_handles, require
 from hadamard_toolkit.plotting.sparse import SCORER_ORDER
 from hadamard_toolkit.plotting.style import FAINT, Look, frame, looks, new_figure, style
 
@@ -37,8 +37,7 @@ def overlap_matrices(table: pd.DataFrame, *, venue: str | None = None) -> Figure
     for column in ("adapter", "sparsity"):
         if column in table.columns and table[column].nunique() > 1:
             raise ArgumentError(f"table[{column!r}] holds {sorted(set(table[column]))}; keep one")
-    present = {*table["scorer_a"], *table["scorer_b"]}
-    names = [*(s for s in SCORER_ORDER if s in present), *sorted(present - set(SCORER_ORDER))]
+    names = _in_order({*table["scorer_a"], *table["scorer_b"]})
     cells = [cell for cell in CELLS if len(_part(table, cell))]
     matrices = {cell: _means(_part(table, cell), names) for cell in cells}
     with style():
@@ -79,10 +78,8 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
     table = require(
         table, "scorer", "same_init", "same_task", "pairs", "corrected", "least", "most", numbers=("pairs",)
     )
-    if table.duplicated(["scorer", "same_init", "same_task"]).any():
-        raise ArgumentError("table has more than one row per scorer and cell; keep one adapter and sparsity")
-    present = set(table["scorer"])
-    names = [*(s for s in SCORER_ORDER if s in present), *sorted(present - set(SCORER_ORDER))]
+    check_one_row(table, "scorer", "same_init", "same_task", hint="keep one adapter and sparsity")
+    names = _in_order(set(table["scorer"]))
     known = table[(table["pairs"] > 0) & table["corrected"].notna()]
     if known.empty:
         raise ArgumentError("table has no cell with pairs; there is nothing to draw")
@@ -127,6 +124,11 @@ def overlap_by_cell(table: pd.DataFrame, *, venue: str | None = None) -> Figure:
         handles = legend_handles({CELLS[cell]: drawn[cell] for cell in shown}, line="-")
         frame(figure, 0.45 + (0.27 if len(nulls) == 1 else 0.4) * len(names), handles=handles, note=note)
     return figure
+
+
+def _in_order(scorers: set[str]) -> list[str]:
+    """The library's scorers first, in their usual order, then others."""
+    return [*(s for s in SCORER_ORDER if s in scorers), *sorted(scorers - set(SCORER_ORDER))]
 
 
 def _part(table: pd.DataFrame, cell: tuple[bool, bool]) -> pd.DataFrame:

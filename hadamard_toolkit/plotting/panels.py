@@ -38,6 +38,14 @@ def require(table: pd.DataFrame, *columns: str, numbers: Sequence[str] = ()) -> 
     return rounded(table)
 
 
+def check_one_row(table: pd.DataFrame, *columns: str, hint: str = "one row per run is drawn") -> None:
+    """Raise `ArgumentError` unless no two rows have the same values in `columns`; `hint` says what to do."""
+    repeated = table.duplicated([*columns])
+    if repeated.any():
+        first = table.loc[repeated, [*columns]].iloc[0].to_dict()
+        raise ArgumentError(f"table has more than one row for {first}; {hint}")
+
+
 def panels_by_task(
     tasks: pd.Series, venue: str | None, *, height: float, labels: Sequence[object] | None = None
 ) -> tuple[Figure, list[Axes], float]:

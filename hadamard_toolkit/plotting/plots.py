@@ -17,6 +17,7 @@ from hadamard_toolkit.plotting.panels import (
     DOTTED,
     EDGED,
     VECTOR_TITLES,
+    check_one_row,
     constant_note,
     counted,
     draw_constant,
@@ -123,12 +124,7 @@ def score_by_method(table: pd.DataFrame, *, venue: str | None = None, metric: st
     no spread is drawn, and the note says so.
     """
     table = require(table, "task", "method", "seed", "score", numbers=("score",))
-    repeated = table.duplicated(["task", "method", "seed"])
-    if repeated.any():
-        first = table.loc[repeated, ["task", "method", "seed"]].iloc[0].to_dict()
-        raise ArgumentError(
-            f"table has more than one row for {first}; one row per task, method and seed is drawn"
-        )
+    check_one_row(table, "task", "method", "seed", hint="one row per task, method and seed is drawn")
     methods = list(dict.fromkeys(table["method"]))
     with style():
         figure, panels, height = panels_by_task(

@@ -17,6 +17,7 @@ from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.heat import colour_bar, colour_scale, heat
 from hadamard_toolkit.plotting.panels import (
     EDGED,
+    check_one_row,
     counted,
     label_below,
     legend_handles,
@@ -258,9 +259,7 @@ def _draw_gains(axis: Axes, rows: pd.DataFrame, tasks: Sequence[str], drawn: Map
 def _one_row_per_pair(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """The table as it is drawn; `ArgumentError` unless it has one row per pair of tasks and vector."""
     table = require(table, "task_a", "task_b", "vector", value)
-    if (twice := table.duplicated(["task_a", "task_b", "vector"])).any():
-        first = table.loc[twice, ["task_a", "task_b", "vector"]].iloc[0].to_dict()
-        raise ArgumentError(f"table has more than one row for {first}; keep one layer, measure and `removed`")
+    check_one_row(table, "task_a", "task_b", "vector", hint="keep one layer, measure and `removed`")
     return table
 
 

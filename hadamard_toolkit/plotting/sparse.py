@@ -16,6 +16,7 @@ from hadamard_toolkit.errors import ArgumentError, check_choice
 from hadamard_toolkit.plotting.panels import (
     DOTTED,
     EDGED,
+    check_one_row,
     counted,
     label_below,
     label_left,
@@ -161,10 +162,7 @@ def _checked_runs(table: pd.DataFrame) -> pd.DataFrame:
     # a run without pruning is the same run under every scorer, and so is the small dense adapter
     same = (runs["sparsity"] == 0) | (runs["control"] == "dense")
     runs = runs.assign(panel=panel, scorer=runs["scorer"].mask(same, "dense"))
-    one = ["panel", "scorer", "sparsity", "control", "seed"]
-    if (twice := runs.duplicated(one)).any():
-        first = runs.loc[twice, one].iloc[0].to_dict()
-        raise ArgumentError(f"table has more than one row for {first}; one row per run is drawn")
+    check_one_row(runs, "panel", "scorer", "sparsity", "control", "seed")
     return runs
 
 

@@ -20,6 +20,7 @@ from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting.panels import (
     DASHED,
     EDGED,
+    check_one_row,
     constant_note,
     counted,
     draw_constant,
@@ -91,9 +92,7 @@ def score_against_parameters(
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:
     """Per method, in the order of the table: family, parameters, score, deviation, seeds."""
-    if table.duplicated(["method", "seed"]).any():
-        first = table.loc[table.duplicated(["method", "seed"]), ["method", "seed"]].iloc[0].to_dict()
-        raise ArgumentError(f"table has more than one row for {first}; one row per method and seed is drawn")
+    check_one_row(table, "method", "seed", hint="one row per method and seed is drawn")
     grouped = table.groupby("method", sort=False, observed=True)
     for column in ("parameters", "family"):
         if (counts := grouped[column].nunique() > 1).any():
