@@ -17,6 +17,7 @@ from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.studies.layer_ablation import layer_importance
+from hadamard_toolkit.widgets import evaluation as module
 from hadamard_toolkit.widgets.evaluation import Evaluation, Score
 from hadamard_toolkit.widgets.evidence import cost_table, evidence_table
 from hadamard_toolkit.widgets.pruned_adapter import adapter_source, pruned_adapter
@@ -152,6 +153,14 @@ def test_flipped_examples(evaluation: Evaluation) -> None:
         assert row.text == rows[int(row.row)]["text"]  # type: ignore[arg-type]
         assert row.label == ("bad", "good")[rows[int(row.row)]["label"]]  # type: ignore[arg-type]
     assert evaluation.flipped(range(3)).empty
+
+
+def test_long_texts_are_cut(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluation.flipped((), most=3)["text"]
+    monkeypatch.setattr(module, "LONGEST_TEXT", len(whole[0]))
+    assert evaluation.flipped((), most=3)["text"][0] == whole[0]
+    monkeypatch.setattr(module, "LONGEST_TEXT", len(whole[0]) - 1)
+    assert evaluation.flipped((), most=3)["text"][0] == f"{whole[0][:-2]}…"
 
 
 def test_a_regression_shows_its_largest_changes() -> None:
