@@ -112,11 +112,22 @@ def test_independent_vectors_are_not_said_to_share_directions() -> None:
 
 def test_bias_counts_without_its_mean_and_parts_can_be_chosen() -> None:
     vectors, _ = study(tasks=4, shared=3, noise=0.5)
-    moved = vectors.assign(value=vectors["value"] + 2.0 * (vectors["vector"] == "bias"))
+    # another mean in every layer
+    moved = vectors.assign(value=vectors["value"] + (2.0 + vectors["layer"]) * (vectors["vector"] == "bias"))
     np.testing.assert_allclose(task_basis(moved, "task 0"), task_basis(vectors, "task 0"), atol=1e-8)
     alone = task_basis(vectors, "task 0", parts=("weight",))
     assert alone.shape[1] == LAYERS * WIDTH
     assert captured(vectors, alone, 1, parts=("weight",)).between(0, 1).all()
+
+
+def test_tasks_that_share_texts_do_not_describe_each_other() -> None:
+    vectors, _ = study(tasks=4, shared=3, noise=0.5)
+    named = vectors.assign(
+        task=vectors["task"].replace({"task 0": "sst2", "task 1": "embedded/movies-polarity"})
+    )
+    apart = named[named["task"] != "embedded/movies-polarity"]
+    np.testing.assert_array_equal(task_basis(named, "sst2"), task_basis(apart, "sst2"))
+    assert len(task_basis(named, "task 2")) == 3
 
 
 def test_what_cannot_be_asked_is_told() -> None:
