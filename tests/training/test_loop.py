@@ -205,6 +205,11 @@ def test_outcome_is_complete_and_in_row_order() -> None:
     json.dumps([outcome.metrics, outcome.history, outcome.times, outcome.details])
 
 
+def test_what_did_not_happen_took_no_time() -> None:
+    outcome = go(ht.attach(tiny_bert(), ht.Hadamard()), protocol=shortly(head="trained", epochs=1))
+    assert outcome.times["features"] == outcome.times["stage_one"] == 0.0
+
+
 def test_history_has_one_row_per_epoch_and_the_rate_warms_up_and_falls() -> None:
     outcome = go(ht.attach(tiny_bert(), ht.Hadamard()), protocol=shortly(epochs=4, warmup=0.3))
     assert [(row["stage"], row["epoch"]) for row in outcome.history] == [
