@@ -268,6 +268,15 @@ def test_masks_that_cannot_be_compared_are_refused() -> None:
         density_by_layer(masks().assign(kept=501))
 
 
+def test_one_entry_more_is_rounding_and_two_are_another_sparsity() -> None:
+    more = masks()
+    more.loc[0, "kept"] += 1
+    density_by_layer(more)
+    more.loc[0, "kept"] += 1
+    with pytest.raises(ArgumentError, match="keep different shares"):
+        density_by_layer(more)
+
+
 @pytest.mark.parametrize(
     ("draw", "table", "number"),
     [(score_against_sparsity, runs(), "score"), (density_by_layer, masks(), "kept")],

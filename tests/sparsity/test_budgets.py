@@ -46,6 +46,15 @@ def test_the_pairs_meet_the_budget_exactly_when_they_are_used(adapter: ht.Houlsb
         assert (nonzero if biases else masks.entries - masks.removed) == budget
 
 
+def test_a_narrow_adapter_keeps_one_unit_of_every_part() -> None:
+    adapter = ht.Stack(ht.Houlsby(bottleneck=64, init="normal"), ht.LoRA(rank=8, init="normal"))
+    found = ht.large_sparse(300, adapter, tiny_config("bert"), sizes=(1, 64))
+    assert [(row.adapters[0].bottleneck, row.adapters[1].rank) for row in found["adapter"]] == [
+        (1, 1),
+        (64, 8),
+    ]
+
+
 def test_what_no_width_can_meet_is_refused() -> None:
     config = tiny_config("bert")
     with pytest.raises(ArgumentError, match=r"budget=100 with biases is not allowed"):

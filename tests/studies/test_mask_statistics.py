@@ -83,6 +83,13 @@ def test_the_same_mask_overlaps_wholly_and_its_complement_less_than_by_chance() 
     assert opposite["corrected"] < opposite["low"] < 0 < opposite["high"] < 1
 
 
+def test_the_expected_overlap_of_small_masks_counts_its_curvature() -> None:
+    """Masks of 2 in 4 entries share 0, 1 or 2 of them with chances 1/6, 4/6 and 1/6."""
+    first, second = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
+    # J(c) = c/(4 - c) around the mean 1 with the variance 1/3: J(1) + J''(1)/2 · 1/3 and J''/2 = 4/(4 - 1)³
+    assert overlap({"w": first}, {"w": second})["expected"] == pytest.approx(1 / 3 + 4 / 27 / 3)
+
+
 def test_half_a_mask_in_common() -> None:
     generator = np.random.default_rng(1)
     shape = (100, 100)

@@ -17,6 +17,7 @@ from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import tiny_config
+from tests.training.test_loop import WithLoss
 from tests.training.tiny import tiny_task, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -325,3 +326,15 @@ def test_half_precision_banks() -> None:
         assert [row["loss"] for row in found.history] == pytest.approx(
             [row["loss"] for row in expected.history], rel=0.05
         )
+
+
+def test_heads_that_cannot_be_cached_fall_back_together_and_say_so() -> None:
+    members = []
+    for seed in (0, 1):
+        torch.manual_seed(0)
+        attachment = ht.attach(WithLoss(tiny_config("bert")), HADAMARD, seed=seed)
+        members.append(Member(attachment, TASK, TOKENIZER, SHORT, seed))
+    for outcome in train_bank(members):
+        assert isinstance(outcome, Outcome), outcome
+        assert outcome.details["stage_one"] == "full"
+        assert "reads none of" in outcome.details["fallback"]

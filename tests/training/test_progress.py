@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import sys
 from contextlib import redirect_stderr
 
 import pytest
 
+from hadamard_toolkit.training import progress
 from hadamard_toolkit.training.progress import bar, tell, telling, watching
 
 
@@ -18,6 +20,27 @@ def no_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside of CI, with no wish expressed."""
     for name in ("HADAMARD_PROGRESS", "CI"):
         monkeypatch.delenv(name, raising=False)
+
+
+class Shell:
+    """IPython as a module, and the shell that it has made."""
+
+    def __init__(self, **config: object) -> None:
+        self.config = config
+
+    def get_ipython(self) -> Shell:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("config", "bars"), [({"IPKernelApp": {}}, True), ({"TerminalIPythonApp": {}}, False)]
+)
+def test_a_kernel_shows_bars_and_a_shell_whose_output_goes_to_a_file_does_not(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object], bars: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Shell(**config))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert progress.visible() is bars
 
 
 def shown(stream: io.StringIO, **choices: bool) -> str:
