@@ -362,3 +362,19 @@ def test_a_prompt_that_leaves_no_room_is_refused_when_it_is_attached(adapter: Ad
         ht.attach(model, adapter)
     assert list(model.state_dict()) == names
     ht.attach(model, ht.PromptTuning(length=39))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2"])
+def test_embedded_input_with_padding_in_front_is_read_as_its_tokens_are(architecture: str) -> None:
+    model = tiny_model(architecture).double()
+    spread(ht.attach(model, ht.PromptTuning(length=2)))
+    batch = padded_left()
+    positions = {}
+    if architecture == "roberta":  # without tokens it cannot tell where the padding is
+        seen = batch["attention_mask"]
+        positions["position_ids"] = seen.cumsum(1) * seen + 1
+    embedded = model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad():
+        words = model(**batch, **positions).logits
+        vectors = model(inputs_embeds=embedded, attention_mask=batch["attention_mask"], **positions).logits
+    torch.testing.assert_close(vectors, words, rtol=0, atol=1e-9)

@@ -78,6 +78,7 @@ def test_cells_are_laid_out_by_initialisation_and_task_with_their_pairs() -> Non
         ("other init", "same task"),
         ("other init", "other task"),
     ]
+    assert list(grid.columns.names) == ["init", "task"]
     assert grid.loc["magnitude", ("same init", "same task")] == "no pairs"
     row = cells.query("scorer == 'snip' and same_init and same_task").iloc[0]
     assert grid.loc["snip", ("same init", "same task")] == f"{row['corrected']:+.3f} (1)"

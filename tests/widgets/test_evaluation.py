@@ -209,6 +209,16 @@ def test_evidence_is_that_of_the_study() -> None:
     assert (table["trained"] == 32).all()
 
 
+def test_evidence_adds_up_vectors_of_one_site() -> None:
+    attachment = ht.attach(tiny_bert(), ht.Stack(ht.Hadamard(norm=None), ht.Hadamard(norm=None)))
+    shake(attachment)
+    state = attachment.state_dict()
+    moved = [value - 1 for name, value in state.items() if ".layers.0." in name and name.endswith("weight")]
+    [row] = evidence_table(attachment).query("layer == 0").to_dict(orient="records")
+    assert len(moved) == 2
+    assert row["weight"] == pytest.approx(float(torch.cat(moved).norm()), rel=1e-5)
+
+
 def test_evidence_of_masks() -> None:
     attachment = ht.attach(tiny_bert(), ht.Pfeiffer(bottleneck=4))
     ht.sparsify(attachment, scorer="random", sparsity=0.5)

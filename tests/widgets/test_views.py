@@ -25,3 +25,9 @@ def test_text_of_examples_is_escaped() -> None:
     html = views.flips({"t": table}, {"t": 1})
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_a_bar_is_as_long_as_its_value_beside_the_largest() -> None:
+    assert "width:25%" in views._bar("W", 0.5, 2.0)
+    assert "width:100%" in views._bar("W", 2.0, 2.0)
+    assert "width:0%" in views._bar("W", 0.0, 0.0)
