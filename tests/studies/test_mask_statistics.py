@@ -90,6 +90,14 @@ def test_the_expected_overlap_of_small_masks_counts_its_curvature() -> None:
     assert overlap({"w": first}, {"w": second})["expected"] == pytest.approx(1 / 3 + 4 / 27 / 3)
 
 
+def test_dense_masks_cannot_share_less_than_they_must() -> None:
+    first, second = np.ones((2, 1, 10), bool)
+    first[0, 0] = second[0, 1] = False  # 9 of 10 entries each: they share 8 at least
+    found = overlap({"w": first}, {"w": second})
+    assert found["jaccard"] == pytest.approx(8 / 10)
+    assert found["low"] == pytest.approx(found["corrected"])
+
+
 def test_half_a_mask_in_common() -> None:
     generator = np.random.default_rng(1)
     shape = (100, 100)
