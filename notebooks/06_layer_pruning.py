@@ -16,7 +16,7 @@
 # then taken out of some, and the model is scored again without any further training. A removed layer gets $W = 1$,
 # $b = 0$ and the backbone's own norm back, so it computes what it computed before.
 #
-# ![A rule keeps 4 of 6 layers; its null is the mean score of all 15 sets of 4 layers](../docs/layer_removal.svg)
+# ![A rule keeps 4 of 6 layers; its null is the mean score of all 15 sets of 4 layers](pictures/layer_removal.svg)
 #
 # Three things make a claim about such a choice believable, and all of them are made below.
 #
@@ -304,7 +304,7 @@ Markdown(
 # are on held-out rows with a 95 % interval of the difference to the unpruned adapter. The same panel runs as an
 # app: `hadamard pruner`. On a page without a kernel the switches do nothing, so this is what one would see:
 #
-# ![The layer pruner: a switch per layer and site, and the score of what is kept](../docs/pruner.png)
+# ![The layer pruner: a switch per layer and site, and the score of what is kept](pictures/pruner.png)
 
 # %%
 first = removals.query("task == 'tweets-polarity'")["key"].iloc[0]

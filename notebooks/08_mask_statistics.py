@@ -7,7 +7,7 @@
 # do not, it says something about the task. So do masks of different tasks, seeds and scorers agree, and on *what*:
 # on single weights, on whole units, or only on how many weights each layer deserves?
 #
-# ![Two masks, what they share, and what chance would share](../docs/mask_overlap.svg)
+# ![Two masks, what they share, and what chance would share](pictures/mask_overlap.svg)
 #
 # Three illusions stand in the way of an answer.
 #

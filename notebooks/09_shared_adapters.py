@@ -5,7 +5,7 @@
 # If they can, a further task costs next to nothing. The test is not how alike the vectors are (that is
 # [notebook 07](07_cross_task_similarity.ipynb)) but what a task scores with vectors that are not its own.
 #
-# ![Whose vectors each task gets under five schemes, and what has to be stored](../docs/sharing_schemes.svg)
+# ![Whose vectors each task gets under five schemes, and what has to be stored](pictures/sharing_schemes.svg)
 #
 # A **scheme** says where the vectors of a task come from. Every scheme puts its vectors into the pretrained
 # backbone, leaves them there, and trains **a fresh head** on top, on the training rows of the task, as stage one of
