@@ -218,3 +218,12 @@ def test_what_hygiene_catches(spoil: Any, said: str) -> None:
     assert problems(notebook) == []
     spoil(notebook)
     assert any(said in problem for problem in problems(notebook))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_pictures_lie_beside_the_notebooks(script: Path) -> None:
+    """An app of a notebook reads nothing outside of its folder: Voilà would wait for such a picture for ever."""
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", script.read_text("utf-8").replace("\n# ", " ")):
+        path = (FOLDER / picture).resolve()
+        assert path.is_file(), picture
+        assert path.is_relative_to(FOLDER), picture
