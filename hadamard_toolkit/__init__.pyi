@@ -2,6 +2,7 @@
 from . import plotting as plotting, studies as studies
 from .adapters.attachment import Attachment as Attachment, attach as attach
 from .adapters.base import Adapter as Adapter, SiteModule as SiteModule, register as register
+from .adapters.bases import Basis as Basis, load_basis as load_basis, save_basis as save_basis
 from .adapters.bottleneck import Houlsby as Houlsby, ParallelAdapter as ParallelAdapter, Pfeiffer as Pfeiffer
 from .adapters.counting import parameter_counts as parameter_counts
 from .adapters.fusion import AdapterFusion as AdapterFusion, fuse as fuse, load_adapters as load_adapters
@@ -13,6 +14,7 @@ from .adapters.mam import MAM as MAM
 from .adapters.prefix import PrefixTuning as PrefixTuning
 from .adapters.prompt import PromptTuning as PromptTuning
 from .adapters.stack import Stack as Stack
+from .adapters.subspace import Subspace as Subspace
 from .adapters.tuning import (
     BitFit as BitFit,
     FullFineTuning as FullFineTuning,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -80,3 +83,16 @@ def tiny_batch(rows: int = 3, length: int = 9, *, seed: int = 0) -> dict[str, Te
     ids[0, length - 3 :], mask[0, length - 2 :] = 0, 0
     ids[0, length - 3] = 2
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def tiny_basis(
+    seed: int = 0, *, sites: Sequence[str] = ("attention_output",), directions: int = 8, scale: float = 1.0
+) -> str:
+    """The name of a saved basis for weight and bias at `sites` in three layers: orthonormal rows times `scale`."""
+    names = [
+        f"layers.{layer}.{site}.{part}" for layer in range(3) for site in sites for part in ("weight", "bias")
+    ]
+    drawn = np.random.default_rng(seed).normal(size=(16 * len(names), directions))
+    rows = scale * np.linalg.qr(drawn)[0].T
+    pieces = np.split(rows.astype(np.float32), len(names), axis=1)
+    return ht.save_basis(dict(zip(names, pieces, strict=True)), kind="random", seed=seed)

@@ -10,5 +10,6 @@ import hadamard_toolkit.adapters.mam
 import hadamard_toolkit.adapters.prefix
 import hadamard_toolkit.adapters.prompt
 import hadamard_toolkit.adapters.stack
+import hadamard_toolkit.adapters.subspace
 import hadamard_toolkit.adapters.tuning
 import hadamard_toolkit.adapters.unipelt  # noqa: F401

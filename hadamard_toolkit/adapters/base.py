@@ -134,6 +134,9 @@ class Adapter:
     Its fields are declared with the functions of `adapters.fields`, which say what is allowed in them.
     """
 
+    # Fields that decide nothing but values that never train; runs that are trained together may differ in them.
+    values_only: ClassVar[tuple[str, ...]] = ()
+
     def __new__(cls, *args: Any, **values: Any) -> Self:
         known = [field.name for field in dataclasses.fields(cls)]
         for name, value in values.items():
@@ -167,6 +170,12 @@ def adapter_to_dict(adapter: Adapter) -> dict[str, Any]:
 
     fields = {field.name: plain(getattr(adapter, field.name)) for field in dataclasses.fields(adapter)}
     return {"adapter": type(adapter).__name__, **fields}
+
+
+def form_of(adapter: Adapter) -> dict[str, Any]:
+    """`adapter_to_dict` without the fields `values_only`."""
+    record = adapter_to_dict(adapter)
+    return {name: value for name, value in record.items() if name not in adapter.values_only}
 
 
 def adapter_from_dict(record: dict[str, Any]) -> Adapter:

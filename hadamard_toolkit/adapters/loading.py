@@ -12,6 +12,7 @@ from hadamard_toolkit.adapters.base import adapter_from_dict
 from hadamard_toolkit.adapters.files import read_config, read_state
 from hadamard_toolkit.adapters.fingerprint import check_backbone
 from hadamard_toolkit.adapters.masking import read_masks
+from hadamard_toolkit.adapters.subspace import shapes_only
 from hadamard_toolkit.errors import DataError
 
 
@@ -29,7 +30,8 @@ def load_attachment(
     config, state = read_config(folder), read_state(folder)
     if not head:
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
-    attachment = attach(model, adapter_from_dict(config["adapter"]), seed=config["seed"])
+    with shapes_only():
+        attachment = attach(model, adapter_from_dict(config["adapter"]), seed=config["seed"])
     try:
         if strict:
             check_backbone(folder, config["backbone"], model.config, attachment.untrained_base())

@@ -90,10 +90,12 @@ def _about(task: str) -> tuple[str, int, str]:
 
 def _fits(spec: RunSpec) -> str:
     """What runs of one bank have in common."""
+    from hadamard_toolkit.adapters.base import form_of
+
     plain = spec.to_dict()
     shared = {name: plain["protocol"].get(name) for name in SHARED}
     return canonical_json(
-        [plain["backbone"], plain["adapter"], list(_about(spec.task)), shared, spec.sparsity is not None]
+        [plain["backbone"], form_of(spec.adapter), list(_about(spec.task)), shared, spec.sparsity is not None]
     )
 
 

@@ -31,15 +31,15 @@ def describe(spec: RunSpec) -> str:
     return " ".join(parts)
 
 
-def label_of(value: Any) -> str:
-    """A dataclass as one would write it in code, with the fields that differ from their defaults."""
+def label_of(value: Any, usual: Any = None) -> str:
+    """A dataclass as one would write it in code, with the fields that differ from their defaults, or from `usual`."""
     changed = []
     for entry in dataclasses.fields(value):
         own = getattr(value, entry.name)
         default = (
             entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
         )
-        if own != default:
+        if own != (default if usual is None else getattr(usual, entry.name)):
             changed.append(f"{entry.name}={_source(own)}")
     return f"{type(value).__name__}({', '.join(changed)})"
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice
+from hadamard_toolkit.runs.labels import label_of
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.training.protocol import Protocol
+from hadamard_toolkit.training.protocols import hadamard
 
 if TYPE_CHECKING:
     from hadamard_toolkit.adapters.base import Adapter
@@ -102,6 +105,38 @@ def load_plan(path: str | Path) -> list[RunSpec]:
         except ToolkitError as error:
             raise ArgumentError(f"grid {number} of {path}: {error}") from error
     return list(dict.fromkeys(specs))
+
+
+def plan_text(specs: Iterable[RunSpec], heading: str) -> str:
+    """The plan file of `specs`: `load_plan` reads the same ones from it, in the order of its grids.
+
+    `heading` becomes its comment. Runs that differ in the seed or the adapter alone stand in one grid.
+    """
+    seeds: dict[Any, list[int]] = {}
+    for spec in specs:
+        if spec.protocol.pretraining:
+            raise ArgumentError("specs with pretraining cannot be written as a plan")
+        fields = (spec.backbone, spec.task, spec.protocol, spec.sparsity, spec.adapter)
+        seeds.setdefault(fields, []).append(spec.seed)
+    adapters: dict[Any, list[str]] = {}
+    for (*fields, adapter), of_adapter in seeds.items():
+        adapters.setdefault((*fields, tuple(sorted(of_adapter))), []).append(label_of(adapter))
+    grids = [
+        {
+            "backbone": backbone,
+            "tasks": [task],
+            "adapters": of_grid,
+            "sparsity": ["None" if sparsity is None else label_of(sparsity)],
+            "seeds": list(of_seed),
+            "protocol": label_of(protocol, hadamard()).replace("Protocol", "hadamard", 1),
+        }
+        for (backbone, task, protocol, sparsity, of_seed), of_grid in adapters.items()
+    ]
+    # JSON's numbers, texts and lists are TOML's too.
+    lines = [f"# {line}" for line in heading.splitlines()]
+    for grid in grids:
+        lines += ["", "[[grid]]", *(f"{name} = {json.dumps(value)}" for name, value in grid.items())]
+    return "\n".join(lines) + "\n"
 
 
 def _grid(grid: Mapping[str, Any]) -> list[RunSpec]:

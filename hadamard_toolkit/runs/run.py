@@ -238,6 +238,7 @@ def finished(prepared: Prepared, outcome: Outcome, more: Mapping[str, Any]) -> R
         "train_info": {
             **{name: value for name, value in outcome.details.items() if name != "parts"},
             **_sparsity(attachment),
+            **_basis(attachment),
             **more,
             "peak_memory": environment.peak_memory(),
         },
@@ -291,6 +292,15 @@ def _sparsity(attachment: Attachment) -> dict[str, Any]:
     masks = Masks.of(attachment)
     made = {name: value for name, value in masks.provenance.items() if name != "adapter"}
     return {"sparsity": {**made, **masks.report()}}
+
+
+def _basis(attachment: Attachment) -> dict[str, Any]:
+    """How the basis of a subspace was made; empty for other adapters."""
+    from hadamard_toolkit.adapters.bases import load_basis
+    from hadamard_toolkit.adapters.subspace import Subspace
+
+    adapter = attachment.adapter
+    return {"basis": load_basis(adapter.basis).made} if isinstance(adapter, Subspace) else {}
 
 
 def _meta(attachment: Attachment) -> dict[str, Any]:

@@ -92,6 +92,7 @@ from hadamard_toolkit.studies.statistics import (
     power,
     tost,
 )
+from hadamard_toolkit.studies.subspace import subspace_plan
 from hadamard_toolkit.studies.sufficient import kept_share, smallest_set
 from hadamard_toolkit.studies.tables import (
     constant_score,
@@ -216,6 +217,7 @@ __all__ = [
     "sparse_methods",
     "sparse_table",
     "subset_band",
+    "subspace_plan",
     "task_basis",
     "tasks_sharing_texts",
     "taylor_scores",

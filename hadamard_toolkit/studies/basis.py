@@ -27,7 +27,7 @@ def task_basis(vectors: pd.DataFrame, task: str, *, parts: Sequence[str] = PARTS
     """
     changes = _changes(vectors, parts)
     check_choice("task", task, sorted(set(changes.index.get_level_values("task"))))
-    return _directions(_others(changes, task))
+    return directions_of(means_of_others(changes, task).to_numpy())
 
 
 def captured(vectors: pd.DataFrame, basis: np.ndarray, k: int, *, parts: Sequence[str] = PARTS) -> pd.Series:
@@ -77,18 +77,18 @@ def basis_table(
     generator = np.random.default_rng(seed)
     rows = []
     for task, runs in changes.groupby(level="task"):
-        targets, others = runs.to_numpy(), _others(changes, str(task))
+        targets, others = runs.to_numpy(), means_of_others(changes, str(task)).to_numpy()
         means: dict[str, list[np.ndarray]] = {basis: [] for basis in BASES}
-        means["other tasks"].append(_shares(targets, _directions(others)).mean(axis=0))
+        means["other tasks"].append(_shares(targets, directions_of(others)).mean(axis=0))
         for _ in range(draws):
             for basis, drawn in (
-                ("permuted", _permuted(others, layers, width, generator)),
-                ("random", _random(others, generator)),
+                ("permuted", permuted_like(others, layers, width, generator)),
+                ("random", random_like(others, generator)),
             ):
-                means[basis].append(_shares(targets, _directions(drawn)).mean(axis=0))
+                means[basis].append(_shares(targets, directions_of(drawn)).mean(axis=0))
         if len(targets) > 1:
             by_run = [
-                _shares(targets[[run]], _directions(np.delete(targets, run, axis=0)))[0]
+                _shares(targets[[run]], directions_of(np.delete(targets, run, axis=0)))[0]
                 for run in range(len(targets))
             ]
             means["own seeds"].append(np.mean(by_run, axis=0))
@@ -132,16 +132,16 @@ def _changes(vectors: pd.DataFrame, parts: Sequence[str]) -> pd.DataFrame:
     return wide
 
 
-def _others(changes: pd.DataFrame, task: str) -> np.ndarray:
-    """Mean changes over seeds [tasks, coordinates] of the tasks that may describe `task`."""
+def means_of_others(changes: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Mean changes over seeds (index task) of the tasks that may describe `task`."""
     means = changes.groupby(level="task").mean()
     apart = [other != task and not share_text(str(other), task) for other in means.index]
     if not any(apart):
         raise ArgumentError(f"vectors holds no other task than {task!r} that shares no texts with it")
-    return means[apart].to_numpy()
+    return means[apart]
 
 
-def _directions(rows: np.ndarray) -> np.ndarray:
+def directions_of(rows: np.ndarray) -> np.ndarray:
     """Orthonormal directions of `rows` [tasks, coordinates], by explained norm; fewer where rows are dependent."""
     _, lengths, directions = np.linalg.svd(rows, full_matrices=False)
     return np.asarray(directions[lengths > 1e-10 * lengths[0]])
@@ -154,14 +154,14 @@ def _shares(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
     return np.divide(along, squares, out=np.full(along.shape, np.nan), where=squares > 0)
 
 
-def _random(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def random_like(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Random directions with the norms of `rows`."""
     drawn = generator.normal(size=rows.shape)
     lengths = [np.linalg.norm(side, axis=1, keepdims=True) for side in (rows, drawn)]
     return np.asarray(drawn * lengths[0] / lengths[1])
 
 
-def _permuted(rows: np.ndarray, layers: int, width: int, generator: np.random.Generator) -> np.ndarray:
+def permuted_like(rows: np.ndarray, layers: int, width: int, generator: np.random.Generator) -> np.ndarray:
     """`rows` with the coordinates of each layer permuted, all vectors of a layer alike, another way in every row."""
     cube = rows.reshape(len(rows), -1, layers, width)
     order = np.tile(np.arange(width), (len(rows), 1, layers, 1))

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
+from hadamard_toolkit.adapters.base import form_of
 from hadamard_toolkit.adapters.gates import Gate
 from hadamard_toolkit.errors import ToolkitError, UnsupportedError
 from hadamard_toolkit.tasks import Task
@@ -115,7 +116,7 @@ def check_bank(members: Sequence[Member]) -> None:
                     f"the runs of a bank need the same {name}, not {shared!r} and {value!r}"
                 )
         one, other = first.attachment, member.attachment
-        same_adapter = other.adapter == one.adapter and member.task.kind == first.task.kind
+        same_adapter = form_of(other.adapter) == form_of(one.adapter) and member.task.kind == first.task.kind
         same_head = other.model.config.problem_type == model.config.problem_type
         for fits, what in (
             (same_head, "heads of the same kind"),

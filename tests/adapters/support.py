@@ -21,14 +21,19 @@ from hadamard_toolkit.adapters.base import REGISTRY, Adapter
 from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.training.loop import check
 from tests.adapters.life import LABELS, counts_on_bert_base, logits, shake
-from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+from tests.architectures import ARCHITECTURES, tiny_basis, tiny_batch, tiny_model
 from tests.training.tiny import tiny_bert, tiny_task
 
 NEED_FIELDS: dict[str, Adapter] = {  # those that have no defaults
     "AdapterFusion": ht.AdapterFusion(("a", "b")),
     "Stack": ht.Stack(ht.LoRA(), ht.LayerNormTuning()),
+    "Subspace": ht.Subspace(ht.Hadamard(norm=None), tiny_basis()),
 }
-NAMED = {"AdapterFusion": '`AdapterFusion(("a", "b"))`', "Stack": "`Stack(LoRA(), LayerNormTuning())`"}
+NAMED = {
+    "AdapterFusion": '`AdapterFusion(("a", "b"))`',
+    "Stack": "`Stack(LoRA(), LayerNormTuning())`",
+    "Subspace": '`Subspace(Hadamard(norm=None), basis="…")`',
+}
 SWITCHED: dict[str, Adapter] = {
     '`Hadamard(placement="attention_heads")`': ht.Hadamard(placement="attention_heads"),
     '`PromptTuning(position="front")`': ht.PromptTuning(position="front"),

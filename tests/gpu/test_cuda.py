@@ -25,7 +25,7 @@ from hadamard_toolkit.training.loop import train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.adapters.life import LABELS, shake
 from tests.adapters.support import methods
-from tests.architectures import ARCHITECTURES, tiny_batch, tiny_model
+from tests.architectures import ARCHITECTURES, tiny_basis, tiny_batch, tiny_model
 from tests.runs.conftest import backbone_folder, data_root, make_spec
 from tests.sparsity.tiny import ADAPTERS, attached, batches
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
@@ -184,6 +184,19 @@ def test_a_run_records_the_device_and_its_memory(make_spec: Callable[..., RunSpe
     assert record.info["meta_info"]["device"]["device"] == "cuda"
     assert record.info["meta_info"]["device"]["device_name"] == torch.cuda.get_device_name()
     assert record.info["train_info"]["peak_memory"]["accelerator_bytes"] > 0
+
+
+def test_subspaces_of_other_bases_train_in_one_bank(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    """bf16 autocast rounds activations and not the vectors that the coefficients make."""
+    spec = make_spec()
+    protocol = replace(spec.protocol, precision="bf16")
+    specs = [
+        replace(spec, adapter=ht.Subspace(ht.Hadamard(norm=None), tiny_basis(seed), k=4), protocol=protocol)
+        for seed in range(3)
+    ]
+    assert set(ht.sweep(specs, tmp_path / "store", bank=3)["status"]) == {"done"}
+    for one in specs:
+        assert ht.RunStore(tmp_path / "store").run(one.key).info["train_info"]["bank"] == 3
 
 
 def test_two_processes_share_one_gpu(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hadamard_toolkit.training.bank import Member, train_bank
 from hadamard_toolkit.training.features import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol
-from tests.architectures import tiny_config
+from tests.architectures import tiny_basis, tiny_config
 from tests.training.test_loop import WithLoss
 from tests.training.tiny import tiny_task, tiny_tokenizer
 
@@ -141,6 +141,38 @@ def test_fifty_steps_of_every_method_in_double_precision(method: str) -> None:
         return one
 
     assert_as_alone(*twice(make, 0, 1), atol=1e-8)
+
+
+def test_runs_of_a_bank_may_differ_in_their_basis(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path))
+
+    def make(seed: int) -> Member:
+        basis = tiny_basis(seed, scale=2.0)
+        protocol = shortly(learning_rate=2e-2 * (1 + seed))
+        return member(ht.Subspace(ht.Hadamard(norm=None), basis, k=4), protocol, seed=seed)
+
+    banked, single = twice(make, 0, 1, 2)
+    assert len({one.attachment.adapter.basis for one in banked}) == 3  # type: ignore[attr-defined]
+    assert_as_alone(banked, single)
+    names = [name for name in banked[0].attachment.named_parameters("adapter") if "coefficients" in name]
+    states = [one.attachment.state_dict() for one in banked]
+    assert all(len({tuple(state[name].tolist()) for name in names}) == 1 for state in states)
+    assert len({tuple(state[names[0]].tolist()) for state in states}) == 3
+    other = member(dataclasses.replace(banked[0].attachment.adapter, k=3))  # type: ignore[call-arg]
+    with pytest.raises(UnsupportedError, match="the same adapter"):
+        train_bank([make(0), other])
+
+
+def test_norms_in_a_subspace_bank(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path))
+
+    def make(seed: int) -> Member:
+        basis = tiny_basis(seed, sites=("attention_norm", "ffn_norm"))
+        return member(
+            ht.Subspace(ht.LayerNormTuning("both"), basis, k=4), shortly(learning_rate=2e-2), seed=seed
+        )
+
+    assert_as_alone(*twice(make, 0, 1))
 
 
 def test_gates_over_padding_are_refused() -> None:
