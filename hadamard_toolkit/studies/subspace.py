@@ -9,6 +9,13 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
+from hadamard_toolkit.adapters.attachment import attach
+from hadamard_toolkit.adapters.base import Adapter
+from hadamard_toolkit.adapters.bases import save_basis
+from hadamard_toolkit.adapters.hadamard import Hadamard
+from hadamard_toolkit.adapters.subspace import Subspace
+from hadamard_toolkit.adapters.tuning import HeadOnly, LayerNormTuning
+from hadamard_toolkit.backbones import load_backbone
 from hadamard_toolkit.errors import DataError, check_choice, check_whole
 from hadamard_toolkit.runs.labels import label_of
 from hadamard_toolkit.runs.record import KEPT
@@ -33,7 +40,7 @@ DIGITS = 7  # kept of a direction, so that bases made on other machines of the k
 class _Source:
     """The runs of one adapter that directions come from."""
 
-    adapter: object
+    adapter: Adapter
     specs: dict[str, list[RunSpec]]  # by task
     changes: pd.DataFrame  # θ − θ_0: index task, seed, key; columns vector, layer, coordinate
 
@@ -67,10 +74,6 @@ def subspace_plan(
 
     Raises `DataError` where the store lacks such runs of a task, `ArgumentError` for unknown kinds.
     """
-    from hadamard_toolkit.adapters.hadamard import Hadamard
-    from hadamard_toolkit.adapters.subspace import Subspace
-    from hadamard_toolkit.adapters.tuning import HeadOnly, LayerNormTuning
-
     for kind in kinds:
         check_choice("kinds", kind, KINDS)
     for k in ks:
@@ -98,11 +101,8 @@ def subspace_plan(
     return list(dict.fromkeys(specs))
 
 
-def _source(store: RunStore, backbone: str, adapter: object) -> _Source:
+def _source(store: RunStore, backbone: str, adapter: Adapter) -> _Source:
     """The kept runs of `adapter`, of each task those of one protocol, and what they changed."""
-    from hadamard_toolkit.adapters.attachment import attach
-    from hadamard_toolkit.backbones import load_backbone
-
     by_task: dict[str, dict[Protocol, list[tuple[float, RunSpec]]]] = {}
     for key in store.load()["key"].unique():
         record = store.record(key)
@@ -114,7 +114,7 @@ def _source(store: RunStore, backbone: str, adapter: object) -> _Source:
     if not by_task:
         raise DataError(f"{store!r} has no runs of {label_of(adapter)} on {backbone} with their weights")
     chosen = {task: [spec for _, spec in max(runs.values(), key=_worth)] for task, runs in by_task.items()}
-    start = attach(load_backbone(backbone)[0], adapter).vectors()  # type: ignore[arg-type]
+    start = attach(load_backbone(backbone)[0], adapter).vectors()
     rows, index = [], []
     for task, specs in chosen.items():
         for spec in specs:
@@ -143,9 +143,7 @@ def _change(vectors: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> np.
 
 def _saved(source: _Source, kind: str, task: str, seed: int) -> tuple[str, int]:
     """The name of a saved basis and how many directions it has; no name and 0 where there are no runs for it."""
-    from hadamard_toolkit.adapters.bases import save_basis
-
-    changes, made = source.changes, {"kind": kind, "task": task}
+    changes = source.changes
     tasks, seeds = (changes.index.get_level_values(level) for level in ("task", "seed"))
     generator = np.random.default_rng([crc32(task.encode()), seed])
     if kind == "own seeds":
@@ -162,8 +160,6 @@ def _saved(source: _Source, kind: str, task: str, seed: int) -> tuple[str, int]:
         rows = permuted_like(rows, layers.nunique(), width, generator)
     elif kind == "random":
         rows = random_like(rows, generator)
-    if kind in ("own seeds", "permuted", "random"):
-        made["seed"] = seed
     scale = float(np.sqrt((rows**2).sum(axis=1).mean()))
     directions = directions_of(rows)
     # The sign of a singular vector is arbitrary.
@@ -175,7 +171,9 @@ def _saved(source: _Source, kind: str, task: str, seed: int) -> tuple[str, int]:
             for vector in vectors.unique()
             for layer in layers.unique()
         },
-        **made,
+        kind=kind,
+        task=task,
+        seed=seed if kind in ("own seeds", "permuted", "random") else None,
         scale=scale,
         directions=len(directions),
         adapter=label_of(source.adapter),

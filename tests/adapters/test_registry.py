@@ -17,7 +17,7 @@ PACKAGE = TESTS.parents[1] / "hadamard_toolkit"
 # Modules of adapters/ that hold no method: what all methods share.
 SHARED = {
     *("__init__", "base", "attachment", "files", "masking", "gates", "attention", "parts", "counting"),
-    *("declaring", "wiring", "fields", "fingerprint", "loading", "merging", "passing"),
+    *("bases", "declaring", "wiring", "fields", "fingerprint", "loading", "merging", "passing"),
 }
 # Registered adapters whose module holds others too; every other module registers one.
 TOGETHER = {

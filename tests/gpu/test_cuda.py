@@ -186,7 +186,9 @@ def test_a_run_records_the_device_and_its_memory(make_spec: Callable[..., RunSpe
     assert record.info["train_info"]["peak_memory"]["accelerator_bytes"] > 0
 
 
-def test_subspaces_of_other_bases_train_in_one_bank(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_subspaces_of_other_bases_train_in_one_bank(
+    make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
     """bf16 autocast rounds activations and not the vectors that the coefficients make."""
     spec = make_spec()
     protocol = replace(spec.protocol, precision="bf16")

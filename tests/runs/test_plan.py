@@ -14,9 +14,31 @@ from hadamard_toolkit.runs.plan import (
     parse_overrides,
     parse_protocol,
     parse_sparsity,
+    plan_text,
 )
 from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.training import protocols
+
+
+def test_a_plan_that_was_written_is_read_as_the_same_specs(tmp_path: Path) -> None:
+    protocol = protocols.hadamard(clip=None, precision="bf16", betas=(0.9, 0.98))
+    sparse = Sparsity("snip", 0.5)
+    specs = ht.RunSpec.grid(
+        task=["sst2", "rte"], adapter=[ht.Hadamard(norm=None), ht.LoRA()], protocol=protocol, seed=range(3)
+    )
+    specs += ht.RunSpec.grid(
+        task="rte", adapter=ht.LoRA(), protocol=protocols.unipelt(), sparsity=sparse, seed=4
+    )
+    text = plan_text(specs, "Two tasks\nand a sparse one")
+    assert text.startswith("# Two tasks\n# and a sparse one\n\n[[grid]]\n")
+    assert text.count("[[grid]]") == 3
+    (tmp_path / "plan.toml").write_text(text)
+    found = load_plan(tmp_path / "plan.toml")
+    assert len(found) == len(specs)
+    assert set(found) == set(specs)
+    adapted = ht.RunSpec("minilm-l6", "rte", ht.LoRA(), protocols.hadamard(pretraining=(protocols.tapt(),)))
+    with pytest.raises(ArgumentError, match="pretraining cannot be written"):
+        plan_text([adapted], "")
 
 
 @pytest.mark.parametrize(

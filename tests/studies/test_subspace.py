@@ -86,7 +86,7 @@ def test_other_tasks_give_their_principal_directions_times_one_scale(store: ht.R
     assert (made["kind"], made["task"], made["tasks"]) == ("other tasks", "one", ["three", "two"])
     assert len(made["sources"]) == 4
     assert {store.run(key).spec.task for key in made["sources"]} == {"two", "three"}
-    assert "seed" not in made
+    assert made["seed"] is None
 
 
 def test_the_nulls_keep_the_scale_and_lose_the_directions(store: ht.RunStore) -> None:
