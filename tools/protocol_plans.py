@@ -23,9 +23,13 @@ FAIR_TASKS = [
 GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
 DOMAINS = ["acl-arc", "agnews", "chemprot", "hyperpartisan", "scierc"]
 EMBEDDED = [
-    *(f"embedded/{name}-{what}" for name in ("movies", "products", "editorials", "tweets") for what in ("polarity", "intensity")),
+    *(
+        f"embedded/{name}-{what}"
+        for name in ("movies", "products", "editorials", "tweets")
+        for what in ("polarity", "intensity")
+    ),
     *(f"embedded/{name}" for name in ("domain-identification", "next-sentence", "word-order")),
-]  # fmt: skip
+]
 LADDER = [float(f"{digit}e{power}") for power in range(-7, 0) for digit in (1, 3)]
 VECTORS, MATRICES, FULL = LADDER[7:12], LADDER[6:11], LADDER[3:8]
 BEYOND = 2  # rates that are tried at most beyond the grid
@@ -87,7 +91,9 @@ class TwoStages(Plan):
 
     tasks: list[str]
     sizes: dict[str, object]
-    methods: dict[ht.Adapter, tuple[list[float], bool]]  # adapter -> its rates, and whether the head trains first
+    methods: dict[
+        ht.Adapter, tuple[list[float], bool]
+    ]  # adapter -> its rates, and whether the head trains first
     pick_seed, seeds = 0, list(range(5))
     keep_vectors: tuple[ht.Adapter, ...] = ()
 
@@ -232,7 +238,10 @@ class Few(Plan):
 
     def cells(self) -> list[Cell]:
         return [
-            self._cell(task, adapter, k) for k in (100, 500) for adapter in self.METHODS for task in self.tasks
+            self._cell(task, adapter, k)
+            for k in (100, 500)
+            for adapter in self.METHODS
+            for task in self.tasks
         ]
 
     def _cell(self, task: str, adapter: ht.Adapter, k: int) -> Cell:

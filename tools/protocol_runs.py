@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 
 import torch
-from protocol_plans import DOMAINS, HEAD, Cell, Fair, Few, Plan, Pruned, Removal, Wide
+from protocol_plans import DOMAINS, Cell, Fair, Few, Plan, Pruned, Removal, Wide
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.runs.bank import Bank, banks
@@ -27,7 +27,13 @@ from hadamard_toolkit.runs.engines import Attempt, attempt
 from hadamard_toolkit.runs.labels import label_of
 from hadamard_toolkit.runs.plan import load_plan
 
-LONG = {*DOMAINS, "mnli", "mrpc", "qnli", "rte"}  # tasks of long texts: rows are padded to the longest of a bank
+LONG = {
+    *DOMAINS,
+    "mnli",
+    "mrpc",
+    "qnli",
+    "rte",
+}  # tasks of long texts: rows are padded to the longest of a bank
 SHARE_FULL, SHARE_LONG = 0.25, 0.5  # of the bank's size, for full fine-tuning and for long texts
 
 
