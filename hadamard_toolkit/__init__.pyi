@@ -55,7 +55,7 @@ from .sparsity.schedule import GradualPruning as GradualPruning
 from .sparsity.spec import Sparsity as Sparsity
 from .tasks import Task as Task, load_task as load_task
 from .training import protocols as protocols
-from .training.features import FeatureStore as FeatureStore
+from .training.feature_store import FeatureStore as FeatureStore
 from .training.loop import Outcome as Outcome, train as train
 from .training.protocol import Protocol as Protocol
 from .training.pruning import draw_batches as draw_batches

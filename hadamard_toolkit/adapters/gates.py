@@ -193,6 +193,11 @@ def listen(sites: Sites, insertions: Sequence[Insertion]) -> list[Any]:
     return handles
 
 
+def reads_padding(model: nn.Module) -> bool:
+    """Whether a gate of the adapter on `model` takes its mean over padding too."""
+    return any(isinstance(module, Gate) and module.mode == "original" for module in model.modules())
+
+
 def check_gate(sites: Sites, target: str) -> None:
     """Raise `UnsupportedError` where the projection `target` reads more than the examples."""
     if sites.projects_positions(target):

@@ -25,7 +25,7 @@ from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.studies.similarity import share_text
 from hadamard_toolkit.tasks.registry import load_task
 from hadamard_toolkit.training.evaluation import open_accelerator
-from hadamard_toolkit.training.features import FeatureStore
+from hadamard_toolkit.training.feature_store import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.task_types import Labelled
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import LayerSite, chosen_sites, only, parts_of
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
 from hadamard_toolkit.sparsity.batches import Batch
+from hadamard_toolkit.training.skipping import Forms, evaluating, hidden_states, replaced_forward
 
 GIB = 2**30
 BEGUN = 8  # unfinished passes that are kept
@@ -72,9 +73,7 @@ class LayerCache:
         self._order, self._batches, self._early = _batches(inputs, batch_size, self._first)
         self._states: OrderedDict[_Key, list[Tensor]] = OrderedDict()
         self._prepared: dict[_Key, list[Tensor]] = {}  # never dropped
-        self._widths: dict[
-            int, int
-        ] = {}  # length of the tuple that a layer returns; absent where it is a tensor
+        self._forms = Forms()
         self._begun: OrderedDict[frozenset[LayerSite], _Pass] = OrderedDict()
         self.resumes: bool | None = None
         self.narrows = False
@@ -183,7 +182,7 @@ class LayerCache:
     def _step(self, work: _Pass, chosen: frozenset[LayerSite], stop: int | None = None) -> None:
         """Compute the next batch of `work`."""
         number = len(work.logits)
-        with _evaluating(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
+        with evaluating(self.attachment.model), only(self.attachment, chosen), torch.inference_mode():
             state = work.states[number] if work.states else None
             logits, read = self._pass(self._batches[number], work.start, state, stop)
         work.logits.append(logits)
@@ -205,10 +204,10 @@ class LayerCache:
                     note = layer.register_forward_pre_hook(_note(read, index), with_kwargs=True)
                     stack.callback(note.remove)
                 if start <= index < stop:
-                    stack.callback(layer.register_forward_hook(self._note_form(index)).remove)
+                    stack.callback(layer.register_forward_hook(self._forms.note(index)).remove)
                 else:
                     skipped = self._skipped(index, state if index < start else None)
-                    stack.enter_context(_replaced_forward(layer, skipped))
+                    stack.enter_context(replaced_forward(layer, skipped))
             if self.narrows:
                 norm = self.attachment.sites(len(self._layers) - 1, "attention_norm").module
                 stack.callback(norm.register_forward_pre_hook(_first_token).remove)
@@ -223,20 +222,11 @@ class LayerCache:
 
     def _skipped(self, index: int, state: Tensor | None) -> Callable[..., Any]:
         """The forward of a skipped layer: returns `state` (None: its input) in the form that the layer returns."""
-        width = self._widths.get(index)
 
         def forward(*args: Any, **options: Any) -> Any:
-            hidden = _hidden_states(args, options) if state is None else state
-            return hidden if width is None else (hidden, *[None] * (width - 1))
+            return self._forms.output(index, hidden_states(args, options) if state is None else state)
 
         return forward
-
-    def _note_form(self, index: int) -> Callable[..., None]:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, tuple):
-                self._widths[index] = len(output)
-
-        return note
 
     def _try_shortcuts(self) -> None:
         """Set `resumes` and `narrows`, if they leave the logits of the smallest batch as they are."""
@@ -244,7 +234,7 @@ class LayerCache:
         if self.attachment.model.config.is_encoder_decoder:
             return  # every layer of the decoder reads the last hidden states of the encoder
         batch = min(self._batches, key=lambda batch: sum(value.numel() for value in batch.values()))
-        with _evaluating(self.attachment.model), torch.inference_mode():
+        with evaluating(self.attachment.model), torch.inference_mode():
             whole, read = self._pass(batch, 0, None)
 
             def same(start: int) -> bool:
@@ -324,43 +314,11 @@ def _batches(
     return np.concatenate(parts), batches, len(cut[0])
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode inside the block, and every module back in its mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the forward of `module` inside the block; its hooks stay."""
-    held = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if held is not None:
-            module.forward = held
-
-
 def _note(read: dict[int, Tensor], index: int) -> Callable[..., None]:
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        read[index] = _hidden_states(args, options)
+        read[index] = hidden_states(args, options)
 
     return note
-
-
-def _hidden_states(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-    """The hidden states among the arguments of a layer."""
-    hidden: Tensor = args[0] if args else options["hidden_states"]
-    return hidden
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

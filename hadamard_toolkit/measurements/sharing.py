@@ -26,7 +26,7 @@ from hadamard_toolkit.studies.sharing import (
     part_of,
 )
 from hadamard_toolkit.tasks.registry import load_task
-from hadamard_toolkit.training.features import FeatureStore
+from hadamard_toolkit.training.feature_store import FeatureStore
 
 COLUMNS = [
     *("scheme", "weight", "bias", "norm", "metric", "score", "validation", "n"),

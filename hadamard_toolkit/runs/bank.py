@@ -70,6 +70,8 @@ def refusal(spec: RunSpec) -> str:
         return "its backbone is pretrained for it"
     if spec.sparsity is not None and spec.sparsity.when == "gradual":
         return "its masks change while it trains"
+    if spec.protocol.frozen_prefix == "cached":
+        return "its frozen prefix is cached, and a bank computes it"
     try:
         if source_specs(spec):
             return "it is made of other runs"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from hadamard_toolkit.adapters.attachment import Attachment
     from hadamard_toolkit.tasks.base import Task
-    from hadamard_toolkit.training.features import FeatureStore
+    from hadamard_toolkit.training.feature_store import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
     from hadamard_toolkit.training.stages import OnStep
 
@@ -269,7 +269,7 @@ def features_of_process() -> FeatureStore:
 
 @cache
 def _features(folder: Path) -> FeatureStore:
-    from hadamard_toolkit.training.features import FeatureStore
+    from hadamard_toolkit.training.feature_store import FeatureStore
 
     return FeatureStore(folder)
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.base import form_of
-from hadamard_toolkit.adapters.gates import Gate
+from hadamard_toolkit.adapters.gates import reads_padding
 from hadamard_toolkit.errors import ToolkitError, UnsupportedError
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.training.bank_rows import BankRows
@@ -31,7 +31,8 @@ from hadamard_toolkit.training.bank_state import BankState, Forward, select
 from hadamard_toolkit.training.batching import Source
 from hadamard_toolkit.training.data import Data, Encoded, Features
 from hadamard_toolkit.training.evaluation import open_accelerator
-from hadamard_toolkit.training.features import FeatureStore, feature_source, without_backbone
+from hadamard_toolkit.training.feature_store import FeatureStore
+from hadamard_toolkit.training.features import feature_source, without_backbone
 from hadamard_toolkit.training.loop import (
     ADAPTER_ROLES,
     Outcome,
@@ -103,7 +104,11 @@ def check_bank(members: Sequence[Member]) -> None:
         raise UnsupportedError("a bank needs weights, and this model is on the meta device")
     if len({parameter.dtype for parameter in first.attachment.parameters()}) > 1:
         raise UnsupportedError("a bank trains parameters of one type only")
-    if any(isinstance(module, Gate) and module.mode == "original" for module in model.modules()):
+    if any(member.protocol.frozen_prefix == "cached" for member in members):
+        raise UnsupportedError(
+            "a bank computes the layers below its adapters in every pass, dropout included"
+        )
+    if reads_padding(model):
         raise UnsupportedError(
             "gated='original' takes means over padding too, and a bank pads all its runs to one length; "
             "gated='masked' can be trained in a bank"

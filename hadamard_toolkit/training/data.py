@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hadamard_toolkit.errors import DataError, UnsupportedError
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.tasks.base import is_test
 from hadamard_toolkit.training.batching import Source
-from hadamard_toolkit.training.features import FeatureStore, feature_source, head_features
+from hadamard_toolkit.training.feature_store import FeatureStore
+from hadamard_toolkit.training.features import feature_source, head_features, without_backbone
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.question_answering import Spans
 from hadamard_toolkit.training.splits import draw
@@ -80,6 +82,10 @@ class Data:
         """Part `name` as batches."""
         return self.kind.source(self.rows(name))
 
+    def running(self) -> AbstractContextManager[None]:
+        """Inside the block the model reads batches of these rows, as it always does."""
+        return nullcontext()
+
 
 class Features:
     """The rows of a run as cached features for the head alone, inside `without_backbone`.
@@ -120,6 +126,10 @@ class Features:
         vectors, labels = self.pool(self.parts[name].split)
         positions = self.data.positions(name)
         return feature_source(self.state.attachment.model, vectors[positions], labels[positions])
+
+    def running(self) -> AbstractContextManager[None]:
+        """Inside the block the model is its head alone, which reads batches of these rows."""
+        return without_backbone(self.state.attachment.model)
 
 
 def check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:

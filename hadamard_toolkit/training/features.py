@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqModelOutput
@@ -28,10 +24,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.backbones import NOT_THE_BACKBONE
 from hadamard_toolkit.errors import UnsupportedError
-from hadamard_toolkit.paths import atomic_write
 from hadamard_toolkit.sparsity.batches import Batch
 from hadamard_toolkit.training.batching import Examples, Source
 from hadamard_toolkit.training.evaluation import collect, everywhere, inputs_of
+from hadamard_toolkit.training.feature_store import FeatureStore
 
 # A part of every key; raise it when the meaning of a stored tensor changes. Since 2, rows are padded on the right
 # whatever side the tokenizer prefers.
@@ -134,58 +130,6 @@ def feature_source(model: PreTrainedModel, vectors: Tensor, labels: np.ndarray) 
     return Source(FeatureRows(vectors, labels, end if isinstance(end, int) else 0), lambda batch: batch)
 
 
-class FeatureStore:
-    """Features by content: in memory up to `memory` bytes, and as safetensors files in `folder`, if one is given.
-
-    The key covers the backbone's weights and config, the token ids and how they are batched, so features of a backbone
-    that has changed are never read. A damaged file counts as absent.
-    """
-
-    def __init__(self, folder: str | Path | None = None, *, memory: int = 1 << 30) -> None:
-        self.folder = Path(folder) if folder is not None else None
-        self.memory = memory
-        self._held: OrderedDict[str, Tensor] = OrderedDict()
-
-    def get(self, key: str) -> Tensor | None:
-        """The features under `key`, or None."""
-        features = self._held.get(key)
-        if features is None and self.folder is not None:
-            features = _read(self.folder / f"{key}.safetensors")
-        if features is not None:
-            self._hold(key, features)
-        return features
-
-    def put(self, key: str, features: Tensor, *, write: bool = True) -> None:
-        """Keep `features`, and write them to the folder, wholly or not at all.
-
-        A folder that cannot be written to is no error: the features are kept in memory.
-        """
-        self._hold(key, features)
-        if write and self.folder is not None:
-            data = save({"features": features}, metadata={"sha256": _digest(features)})
-            with suppress(OSError):
-                atomic_write(self.folder / f"{key}.safetensors", data)
-
-    def _hold(self, key: str, features: Tensor) -> None:
-        self._held[key] = features
-        self._held.move_to_end(key)
-        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self.memory:
-            self._held.popitem(last=False)
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _read(path: Path) -> Tensor | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            features = file.get_tensor("features")
-            return features if (file.metadata() or {}).get("sha256") == _digest(features) else None
-    except (OSError, SafetensorError):
-        return None
-
-
 def backbone_digest(model: PreTrainedModel) -> str:
     """SHA-256 of everything that shapes features: class, config and every parameter byte of the base model."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_THE_BACKBONE}
@@ -223,6 +167,12 @@ def head_features(
     return features
 
 
+def probe_rows(examples: Examples) -> list[int]:
+    """A few rows, from the shortest to the longest."""
+    by_length = np.argsort(examples.lengths, kind="stable")
+    return by_length[np.unique(np.linspace(0, len(examples) - 1, PROBE_ROWS).round().astype(int))].tolist()
+
+
 def _compute(
     model: PreTrainedModel,
     examples: Examples,
@@ -235,9 +185,7 @@ def _compute(
     training = model.training
     model.eval()
     try:
-        by_length = np.argsort(examples.lengths, kind="stable")
-        probe = by_length[np.unique(np.linspace(0, len(examples) - 1, PROBE_ROWS).round().astype(int))]
-        batch = collate(examples.__getitems__(probe.tolist()))
+        batch = collate(examples.__getitems__(probe_rows(examples)))
         reading = _find_reading(model, {name: t.to(accelerator.device) for name, t in batch.items()}, outputs)
 
         def step(batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -18,7 +18,9 @@ from hadamard_toolkit.sites import position_limit
 from hadamard_toolkit.tasks import Task
 from hadamard_toolkit.training.data import Data, Features, check_ends
 from hadamard_toolkit.training.evaluation import device_name, open_accelerator
-from hadamard_toolkit.training.features import FeatureStore, without_backbone
+from hadamard_toolkit.training.feature_store import FeatureStore
+from hadamard_toolkit.training.features import without_backbone
+from hadamard_toolkit.training.frozen_prefix import FrozenPrefix
 from hadamard_toolkit.training.protocol import Protocol
 from hadamard_toolkit.training.stages import OnStep, Stage, TrainingState, put_back, snapshot, train_stage
 from hadamard_toolkit.vocabulary import make_agree
@@ -43,7 +45,8 @@ class Outcome:
     answers: of a span task, per split the predicted answer of each question by its id, as SQuAD's official script
         reads it. scores: of a span task, per split each metric row by row.
     details: JSON-able facts: `head`, `stage_one` ("cached", "full" or None), `fallback` (why "cached" became "full"),
-        `selected` (epoch of each stage), `parts` (rows and hash per part), `seed`, `device`, `processes`.
+        `frozen_prefix` (how many layers were cached, where the protocol asks for that), `selected` (epoch of each
+        stage), `parts` (rows and hash per part), `seed`, `device`, `processes`.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -70,10 +73,11 @@ def train(
     """Train `attachment` on `task` as `protocol` says, select on held-out rows, and evaluate on test once.
 
     `seed` fixes the rows, their order and the dropout; model and adapter were built under their own seeds. On the
-    CPU, the same inputs give the same bytes. A `feature_store` shares the features of stage one between runs.
-    Afterwards the model is in evaluation mode, on the device it was trained on, and `requires_grad` marks what was
-    trained in some stage. If anything fails, all weights and masks are as they were before. Masks that are on the
-    attachment hold throughout; `on_step` (such as `GradualPruning`) is called after each step that trains the adapter.
+    CPU, the same inputs give the same bytes. A `feature_store` shares between runs what is cached: the features of
+    stage one and the hidden states of a frozen prefix. Afterwards the model is in evaluation mode, on the device it was
+    trained on, and `requires_grad` marks what was trained in some stage. If anything fails, all weights and masks are
+    as they were before. Masks that are on the attachment hold throughout; `on_step` (such as `GradualPruning`) is
+    called after each step that trains the adapter.
 
     `protocol.pretraining` belongs before the adapter is attached: `run` sees to it, and by hand it is
     `continued_pretraining.adapt(model, …)`, `attach`, then `train` with a protocol without it.
@@ -91,19 +95,25 @@ def train(
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)
     state = TrainingState(attachment, accelerator, protocol, data.kind, metrics_of(task), seed, on_step)
+    store = feature_store or FeatureStore()
     details: dict[str, Any] = {"head": protocol.head, "stage_one": None, "fallback": None}
     with _all_or_nothing(attachment):
+        texts: Data | FrozenPrefix = data
+        if protocol.frozen_prefix == "cached" and stages[-1].name == "stage_two":
+            attachment.train_only(*stages[-1].roles)
+            texts = FrozenPrefix(state, data, store)
+            details["frozen_prefix"] = texts.depth
         for stage in stages:
-            rows: Data | Features
-            context: AbstractContextManager[Any]
-            rows, context = data, nullcontext()
+            rows: Data | Features | FrozenPrefix = texts
+            context: AbstractContextManager[Any] = texts.running()
             if stage.name == "stage_one":
-                rows = _rows_for_head(state, data, feature_store or FeatureStore(), details)
+                rows = _rows_for_head(state, data, store, details)
                 context = head_alone(attachment, cached=rows is not data)
             with context:
                 _train_stage(state, stage, rows)
         attachment.train_only(*{role for stage in stages for role in stage.roles})
-        predictions = _evaluate(state, data, rows)
+        # The head alone is evaluated on what it was trained on.
+        predictions = _evaluate(state, texts if any(map(attachment.parameters, ADAPTER_ROLES)) else rows)
     return finish(state, data, predictions, details)
 
 
@@ -201,18 +211,16 @@ def _rows_for_head(
     return data
 
 
-def _train_stage(state: TrainingState, stage: Stage, rows: Data | Features) -> None:
+def _train_stage(state: TrainingState, stage: Stage, rows: Data | Features | FrozenPrefix) -> None:
     validation = rows.source("validation") if "validation" in rows.parts else None
     train_stage(state, stage, rows.source("train"), validation)
 
 
-def _evaluate(state: TrainingState, data: Data, rows: Data | Features) -> dict[str, np.ndarray]:
-    """Predictions of the selected weights on validation and test; from features if the head alone was trained."""
-    if any(state.attachment.parameters(role) for role in ADAPTER_ROLES):
-        rows = data
+def _evaluate(state: TrainingState, rows: Data | Features | FrozenPrefix) -> dict[str, np.ndarray]:
+    """Predictions of the selected weights on validation and test."""
     model, size = state.attachment.model, state.protocol.eval_batch_size
-    sources = {name: rows.source(name) for name in data.parts if name != "train"}
-    with state.timed("evaluation"), nullcontext() if rows is data else without_backbone(model):
+    sources = {name: rows.source(name) for name in rows.parts if name != "train"}
+    with state.timed("evaluation"), rows.running():
         return {
             name: state.kind.predict(state.accelerator, model, source, size)
             for name, source in sources.items()

@@ -12,10 +12,11 @@ from hadamard_toolkit.training.pretraining_step import PRECISIONS, ContinuedPret
 
 HEAD_POLICIES = ("trained", "frozen-random", "first-then-frozen")
 STAGE_ONE = ("cached", "full")
+FROZEN_PREFIX = ("computed", "cached")
 SCHEDULES = ("linear", "constant")
 SELECTIONS = ("best", "last")
 # Fields added after the first records. They are written only if they differ from the default, so that keys stay.
-LATER: dict[str, Any] = {"stride": None, "pretraining": ()}
+LATER: dict[str, Any] = {"stride": None, "pretraining": (), "frozen_prefix": "computed"}
 
 
 @check_fields
@@ -51,6 +52,11 @@ class Protocol:
         usual scripts). None is a third of `max_length`.
     pretraining: steps of continued pretraining, done in this order before the adapter is attached; see
         `ContinuedPretraining`, `protocols.dapt` and `protocols.tapt`.
+    frozen_prefix: how the layers below the lowest trained one run while the adapter trains. `"computed"`: in every
+        step, with their dropout on. `"cached"`: once per text, in evaluation mode; all epochs, evaluations and other
+        runs of the process with the same backbone and rows reuse their hidden states. Dropout is then off below the
+        adapter, so the two give different scores. An adapter in layer 0, a prompt or trained embeddings leave nothing
+        below to cache, and train as with `"computed"`. See `frozen_prefix.FrozenPrefix` for what cannot be cached.
     """
 
     head: str = "trained"
@@ -76,11 +82,13 @@ class Protocol:
     precision: str = "fp32"
     stride: int | None = None
     pretraining: tuple[ContinuedPretraining, ...] = ()
+    frozen_prefix: str = "computed"
 
     def __post_init__(self) -> None:
         for field, allowed in (
             ("head", HEAD_POLICIES),
             ("stage_one", STAGE_ONE),
+            ("frozen_prefix", FROZEN_PREFIX),
             ("schedule", SCHEDULES),
             ("select", SELECTIONS),
             ("precision", PRECISIONS),

@@ -98,9 +98,11 @@ def test_what_cannot_be_in_a_bank_says_so_in_its_record(make_spec: MakeSpec, tmp
     gradual = ht.Sparsity(scorer="magnitude", sparsity=0.5, when="gradual")
     alone = make_spec(adapter=ht.Pfeiffer(bottleneck=4, init="normal"), sparsity=gradual)
     gated = [make_spec(seed=seed, adapter=ht.Pfeiffer(bottleneck=4, gated="original")) for seed in (0, 1)]
-    assert sweep([alone, *gated], tmp_path, bank=4)["status"].tolist() == ["done"] * 3
+    cached = make_spec(protocol=replace(PROTOCOL, frozen_prefix="cached"))
+    assert sweep([alone, *gated, cached], tmp_path, bank=4)["status"].tolist() == ["done"] * 4
     store = RunStore(tmp_path)
     assert "masks change" in store.run(alone.key).info["train_info"]["bank_refused"]
+    assert "frozen prefix" in store.run(cached.key).info["train_info"]["bank_refused"]
     for spec in gated:
         assert "padding" in store.run(spec.key).info["train_info"]["bank_refused"]
 

@@ -108,6 +108,7 @@ def test_every_field_moves_the_key() -> None:
         {"adapter": ht.Hadamard(norm=None)},
         {"adapter": ht.HeadOnly()},
         {"protocol": Protocol(epochs=11)},
+        {"protocol": Protocol(frozen_prefix="cached")},
         {"sparsity": {"scorer": "snip", "sparsity": 0.5}},
         {"seed": 1},
     ]

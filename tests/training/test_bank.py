@@ -13,7 +13,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, TrainingError, UnsupportedError
 from hadamard_toolkit.training.bank import Member, train_bank
-from hadamard_toolkit.training.features import FeatureStore
+from hadamard_toolkit.training.feature_store import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import tiny_basis, tiny_config

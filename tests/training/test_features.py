@@ -14,8 +14,8 @@ from hadamard_toolkit.errors import UnsupportedError
 from hadamard_toolkit.training import features
 from hadamard_toolkit.training.batching import Examples, Padding, Source, tokenise
 from hadamard_toolkit.training.evaluation import collect_in_evaluation, inputs_of, open_accelerator
+from hadamard_toolkit.training.feature_store import FeatureStore
 from hadamard_toolkit.training.features import (
-    FeatureStore,
     backbone_digest,
     feature_source,
     head_features,

@@ -13,7 +13,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.errors import TrainingError
 from hadamard_toolkit.tasks.base import Task
 from hadamard_toolkit.training import stages
-from hadamard_toolkit.training.features import FeatureStore
+from hadamard_toolkit.training.feature_store import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, stages_of, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import tiny_config

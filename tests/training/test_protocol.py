@@ -37,6 +37,7 @@ def test_whole_numbers_and_floats_are_one_protocol() -> None:
     [
         ("head", "frozen"),
         ("stage_one", "half"),
+        ("frozen_prefix", "half"),
         ("schedule", "cosine"),
         ("select", "worst"),
         ("precision", "fp16"),
