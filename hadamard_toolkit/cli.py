@@ -174,18 +174,20 @@ def sweep(
     engine: Annotated[Literal["inline", "processes", "ray"], Option(help="Where runs happen.")] = "inline",
     workers: Annotated[int | None, Option(help="Runs at a time; one per GPU, or per two cores.")] = None,
     bank: Annotated[str, Option(metavar="N", help="Runs trained in one pass at most, or auto.")] = "auto",
+    minutes: Annotated[float | None, Option(help="Start nothing that would end later.")] = None,
     dry_run: Annotated[bool, DRY_RUN] = False,
     keep: Keep = "adapters",
     store: Store = "runs",
 ) -> int:
-    """Do the runs of a plan file that the store lacks; status 1 if some failed."""
+    """Do the runs of a plan file that the store lacks, in its order; status 1 if some failed."""
     from hadamard_toolkit.runs.labels import describe
     from hadamard_toolkit.runs.plan import load_plan
 
     runs, specs = ht.RunStore(store, keep=keep), load_plan(plan)
     missing = announce(plan, specs, runs, engine, workers)
     if not dry_run:
-        return do_sweep(specs, runs, engine, workers, bank=int(bank) if bank.isdigit() else bank)
+        size = int(bank) if bank.isdigit() else bank
+        return do_sweep(specs, runs, engine, workers, bank=size, minutes=minutes)
     for spec in missing:
         print(f"  {spec.key}  {spec.backbone}  {spec.task}  {describe(spec)}  seed {spec.seed}")
     return 0
@@ -213,8 +215,10 @@ def do_sweep(specs: Sequence[ht.RunSpec], store: ht.RunStore, *options: Any, **m
     report = None if visible() else lambda line: print(line, flush=True)
     table = ht.sweep(specs, store, *options, report=report, **more)
     counts = table["status"].value_counts()
-    statuses = ("present", "done", "failed", "outdated", "elsewhere")
+    statuses = ("present", "done", "failed", "outdated", "elsewhere", "left")
     print(", ".join(f"{counts[status]} {status}" for status in statuses if status in counts))
+    if left := counts.get("left"):
+        print(f"{left} of {len(table)} runs left; the same command goes on")
     wrong = table["status"].isin(["failed", "outdated"])
     if report is None:  # a report has named the reasons already
         for row in table[wrong].itertuples():

@@ -53,7 +53,7 @@ COMMANDS = {
     "fetch": (),
     "run": ("backbone", "task", "adapter", "sparsity", "protocol", "set", "seed", "keep", "store"),
     "runs": ("csv", "json", "store"),
-    "sweep": ("engine", "workers", "bank", "dry-run", "keep", "store"),
+    "sweep": ("engine", "workers", "bank", "minutes", "dry-run", "keep", "store"),
     "pack": ("undo", "store"),
     "pruner": ("run", "port", "no-browser", "store"),
     "measure": ("plan", "task", "method", "seed", "store"),
@@ -318,6 +318,11 @@ overrides = {{ {overrides} }}
     assert out.splitlines()[1] == "no estimate: nothing like these runs is recorded yet"
     assert len(out.splitlines()) == 6
     assert not store.exists()
+
+    status, out, _ = command("sweep", plan, "--store", store, "--minutes", "1e-9")
+    assert (status, out.splitlines()[-2:]) == (0, ["4 left", "4 of 4 runs left; the same command goes on"])
+    status, _, err = command("sweep", plan, "--store", store, "--minutes", "0")
+    assert (status, err) == (2, "hadamard: minutes=0.0 is not allowed; it must be > 0\n")
 
     status, out, _ = command("sweep", plan, "--store", store)
     assert status == 1

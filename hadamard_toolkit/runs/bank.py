@@ -36,9 +36,12 @@ def check_bank_size(bank: int | str) -> None:
         check_whole("bank", bank, least=1)
 
 
-def banks(specs: Iterable[RunSpec], bank: int | str) -> list[Bank]:
-    """`specs` in banks of at most `bank` runs that fit together, in the order of their first runs."""
-    most = _most(bank)
+def banks(specs: Iterable[RunSpec], bank: int | str, *, in_order: bool = False) -> list[Bank]:
+    """`specs` in banks of at most `bank` runs that fit together, in the order of their first runs.
+
+    A group that is too large for one bank is cut by task; or, with `in_order`, as its runs come, the first ones first.
+    """
+    specs, most = list(specs), _most(bank)
     groups: dict[Any, list[RunSpec]] = {}
     reasons: dict[Any, str] = {}
     for spec in specs:
@@ -48,10 +51,14 @@ def banks(specs: Iterable[RunSpec], bank: int | str) -> list[Bank]:
         reasons[key] = reason
     result = []
     for key, group in groups.items():
-        group.sort(key=lambda spec: spec.task)  # runs of one task have rows of like length, or the same rows
-        result += [
-            Bank(tuple(group[start : start + most]), reasons[key]) for start in range(0, len(group), most)
-        ]
+        # Runs of one task have rows of like length, or the same rows.
+        by_task = group if in_order else sorted(group, key=lambda spec: spec.task)
+        for start in range(0, len(group), most):
+            part = sorted(by_task[start : start + most], key=lambda spec: spec.task)
+            result.append(Bank(tuple(part), reasons[key]))
+    if in_order:
+        place = {spec: number for number, spec in enumerate(specs)}
+        result.sort(key=lambda bank: min(place[spec] for spec in bank.specs))
     return result
 
 

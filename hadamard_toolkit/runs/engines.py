@@ -7,12 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hadamard_toolkit.runs.bank import Bank, run_bank
 from hadamard_toolkit.runs.environment import usable_cores
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.run import record, rescue, run
+from hadamard_toolkit.runs.schedule import Schedule
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 
@@ -34,7 +35,7 @@ class Attempt:
     """What became of one spec.
 
     `status` is `present`, `done`, `failed` (with the reason), `outdated` (a run is there, but made from other content
-    than is here) or `elsewhere` (another process is doing it).
+    than is here), `elsewhere` (another process is doing it) or `left` (there was no time for it).
     """
 
     spec: RunSpec
@@ -42,7 +43,9 @@ class Attempt:
     reason: str = ""
 
 
-Engine = Callable[[list[Bank], RunStore, int | None], Iterator[Attempt]]
+# Banks are taken one by one, each when there is a worker for it: a schedule gives none when its time is over.
+Banks = list[Bank] | Schedule
+Engine = Callable[[Banks, RunStore, int | None], Iterator[Attempt]]
 
 
 def attempt(bank: Bank, store: RunStore) -> list[Attempt]:
@@ -137,7 +140,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _inline(banks: list[Bank], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+def _inline(banks: Banks, store: RunStore, workers: int | None) -> Iterator[Attempt]:
     for bank in banks:
         yield from attempt(bank, store)
 
@@ -150,20 +153,23 @@ _GUARD = (
 )
 
 
-def _processes(banks: list[Bank], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+def _processes(banks: Banks, store: RunStore, workers: int | None) -> Iterator[Attempt]:
     devices = _gpus()
     size = at_a_time("processes", workers, len(banks))
-    queue = deque(banks)
+    upcoming, bank = iter(banks), None
     _check_main()
-    while queue:
+    while bank := bank or next(upcoming, None):
         in_hand: dict[Future[list[Attempt]], Bank] = {}
         with _workers(size, devices) as pool:
             started = pool.submit(_nothing)
             try:
-                while queue or in_hand:
-                    while queue and len(in_hand) < size:  # no more, so that a dead worker leaves few suspects
-                        in_hand[pool.submit(attempt, queue[0], store)] = queue[0]
-                        queue.popleft()
+                while True:
+                    # No more than `size`, so that a dead worker leaves few suspects.
+                    while len(in_hand) < size and (bank := bank or next(upcoming, None)):
+                        in_hand[pool.submit(attempt, bank, store)] = bank
+                        bank = None
+                    if not in_hand:
+                        break
                     for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
                         attempts = future.result()
                         del in_hand[future]
@@ -173,8 +179,8 @@ def _processes(banks: list[Bank], store: RunStore, workers: int | None) -> Itera
                     raise ArgumentError(
                         f"engine='processes' cannot start a worker process: {_GUARD}"
                     ) from None
-        for bank in in_hand.values():
-            for spec in bank.specs:
+        for suspect in in_hand.values():
+            for spec in suspect.specs:
                 yield _alone(spec, store, devices)
 
 
@@ -247,7 +253,7 @@ def _start_worker(threads: int, slots: Any) -> None:
 # a Ray cluster -------------------------------------------------------------------------------------------------
 
 
-def _ray(banks: list[Bank], store: RunStore, workers: int | None) -> Iterator[Attempt]:
+def _ray(banks: Banks, store: RunStore, workers: int | None) -> Iterator[Attempt]:
     try:
         import ray
     except ImportError:
@@ -270,8 +276,11 @@ def _ray(banks: list[Bank], store: RunStore, workers: int | None) -> Iterator[At
         runtime_env={"env_vars": {"HADAMARD_PROGRESS": "0"}},
     )(attempt)
     shared = RunStore(store.folder.resolve(), keep=store.keep)
-    pending = {task.remote(bank, shared): bank for bank in banks}
-    while pending:
+    upcoming, pending = iter(banks), dict[Any, Bank]()
+    while True:
+        pending |= {task.remote(bank, shared): bank for bank in islice(upcoming, size - len(pending))}
+        if not pending:
+            return
         ready, _ = ray.wait(list(pending), num_returns=1)
         for reference in ready:
             bank = pending.pop(reference)

@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_whole
+from hadamard_toolkit.errors import ArgumentError, DataError, check_choice, check_number, check_whole
 from hadamard_toolkit.runs.bank import AUTO, banks, check_bank_size
 from hadamard_toolkit.runs.engines import ENGINES, Attempt, one_line
 from hadamard_toolkit.runs.estimate import duration
 from hadamard_toolkit.runs.labels import describe
 from hadamard_toolkit.runs.made_from import Here
+from hadamard_toolkit.runs.schedule import Clock, Schedule
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore, as_store
 
@@ -28,7 +29,9 @@ def sweep(
     workers: int | None = None,
     *,
     bank: int | str = AUTO,
+    minutes: float | None = None,
     report: Callable[[str], None] | None = None,
+    clock: Clock = time.monotonic,
 ) -> pd.DataFrame:
     """Do the runs of `specs` that `store` lacks, and say what became of each.
 
@@ -44,8 +47,12 @@ def sweep(
         up to 32 on a GPU, and none on a processor, where they are hardly faster. Each run is recorded as its own, and
         `train_info` says `bank`, or `bank_refused` with the reason why it was trained alone. A run in a bank is that
         run up to rounding and the dropout that is drawn; alone it has the bytes that `run` gives.
-    report: called with one line of text per finished run, estimate of the end included, for logs; a progress bar
-        shows the same in a terminal and in Jupyter.
+    minutes: a limit of time. Runs are trained in the order of `specs`, so put the most valuable first. A run or bank is
+        not started if it would not end in time, by the measured times of those like it; one that has been started ends.
+        What was left has the status `left`, and the same call does it later.
+    report: called with one line of text per finished run, with the rate and an estimate of the end, for logs; a
+        progress bar shows the same in a terminal and in Jupyter.
+    clock: gives seconds, for tests.
 
     A run that fails is recorded with its reason (`RunStore.failed`) and does not stop the rest; the next sweep tries it
     again. A run whose record is damaged counts as failed and stays as it is; its reason says what to do. A store that
@@ -59,10 +66,11 @@ def sweep(
 
     Returns a row per spec, in the order given: `key, backbone, task, label, seed, status, score, seconds, reason`. The
     `status` is `present` (done before), `done`, `failed`, `outdated` (done before, but from other content than is here
-    now; see `RunStore.outdated`) or `elsewhere`; `score` is the headline metric on test.
+    now; see `RunStore.outdated`), `elsewhere` or `left`; `score` is the headline metric on test.
     """
     check_choice("engine", engine, ENGINES)
     check_whole("workers", workers, least=1, most=1 if engine == "inline" else None, optional=True)
+    check_number("minutes", minutes, above=0, optional=True)
     check_bank_size(bank)
     store, specs = as_store(store), list(dict.fromkeys(specs))
     if wrong := [spec for spec in specs if not isinstance(spec, RunSpec)]:
@@ -71,12 +79,18 @@ def sweep(
     missing = [spec for spec in specs if spec not in store]
     if missing:
         store.check_writable()
+    schedule = Schedule(banks(missing, bank, in_order=minutes is not None), minutes, clock)
     outcomes = {spec: Attempt(spec, "present") for spec in specs if spec in store}
     here = Here()
     unusable = [attempt for spec in outcomes if (attempt := _unusable(spec, store, here))]
-    attempts = chain(unusable, ENGINES[engine](banks(missing, bank), store, workers))
-    for attempt in _with_progress(attempts, len(unusable) + len(missing), report):
+    outcomes |= {
+        spec: Attempt(spec, "left", f"it would not end within {minutes} minutes") for spec in missing
+    }
+    attempts = chain(unusable, ENGINES[engine](schedule, store, workers))
+    for attempt in _with_progress(attempts, len(unusable) + len(missing), report, clock, schedule):
         outcomes[attempt.spec] = attempt
+        if attempt.status == "done":
+            schedule.note(attempt.spec)
     return pd.DataFrame([_summary(outcomes[spec], store) for spec in specs], columns=list(COLUMNS))
 
 
@@ -109,19 +123,25 @@ def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
 
 
 def _with_progress(
-    attempts: Iterator[Attempt], total: int, report: Callable[[str], None] | None
+    attempts: Iterator[Attempt],
+    total: int,
+    report: Callable[[str], None] | None,
+    clock: Clock,
+    schedule: Schedule,
 ) -> Iterator[Attempt]:
     from hadamard_toolkit.training.progress import bar
 
-    begun = time.monotonic()
+    start, done = clock(), 0
     with bar(total=total, description="sweep", unit="run") as progress:
         for count, attempt in enumerate(attempts, start=1):
+            seconds, done = max(clock() - start, 1e-9), done + (attempt.status == "done")
+            rate = f"{60 * done / seconds:.2f} runs per minute"
+            progress.set_postfix_str(rate, refresh=False)
             progress.update()
             if report is not None:
-                left = (time.monotonic() - begun) / count * (total - count)
+                left = min(seconds / count * (total - count), schedule.remaining())
                 spec, reason = attempt.spec, f": {attempt.reason}" if attempt.reason else ""
                 what = f"{spec.key} {spec.task} {describe(spec)} seed {spec.seed} {attempt.status}{reason}"
-                report(
-                    f"[{count}/{total}] {what}" + (f" (about {duration(left)} left)" if count < total else "")
-                )
+                ahead = f", about {duration(max(0, left))} left" if count < total else ""
+                report(f"[{count}/{total}] {what} ({rate}{ahead})")
             yield attempt
