@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from hadamard_toolkit.errors import (
     check_whole,
     suggestion,
 )
-from hadamard_toolkit.paths import folder_of
+from hadamard_toolkit.paths import folder_of, prepared_place
 from hadamard_toolkit.pinned import PINNED, pinned_folder
 from hadamard_toolkit.vocabulary import choose_padding, make_agree, read_tokenizer
 
@@ -142,17 +143,27 @@ def backbone_provenance(name: str) -> dict[str, Any]:
             "licence": pinned.licence,
             "note": pinned.note,
         }
-    source, offline = _source(name)
-    folder = Path(source) if offline else _hub_snapshot(name)
+    folder, hub = backbone_folder(name), is_hub_id(name)
     return {
-        "name": Path(name).name if offline else name,
-        "source": "local folder" if offline else "hub",
-        "revision": None if offline else folder.name,
+        "name": name if hub else Path(name).name,
+        "source": "hub" if hub else "local folder",
+        "revision": folder.name if hub else None,
         "sha256": {file.name: checked_sha256(file) for file in sorted(folder.glob("*.safetensors"))},
         "files": _meanings(folder),
         "licence": None,
         "note": "",
     }
+
+
+def backbone_folder(name: str) -> Path:
+    """Where the files of a backbone lie; those of a hub id must have been loaded before."""
+    source, local = _source(name)
+    return Path(source) if local else _hub_snapshot(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is neither a pinned backbone nor a folder. A prepared folder stands for one by its full path."""
+    return name not in PINNED and folder_of(name) is None and not os.path.isabs(name)
 
 
 # What these files say besides what the model computes: who wrote them, settings of the head, which is always a fresh
@@ -220,6 +231,8 @@ def _check_labels(labels: int, head: str) -> None:
 
 def _source(name: str) -> tuple[str, bool]:
     """What `from_pretrained` reads, and whether it lies on this machine."""
+    if (prepared := prepared_place("backbones", name)) is not None:
+        return str(next(prepared.iterdir())), True
     if name in PINNED:
         return str(pinned_folder(name)), True
     if (folder := folder_of(name)) is not None:

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.cli_sweep import announce, do_sweep
 from hadamard_toolkit.errors import ArgumentError, ToolkitError, check_choice
 
 if TYPE_CHECKING:
@@ -182,7 +183,10 @@ def sweep(
     """Do the runs of a plan file that the store lacks, in its order; status 1 if some failed."""
     from hadamard_toolkit.runs.labels import describe
     from hadamard_toolkit.runs.plan import load_plan
+    from hadamard_toolkit.runs.prepared import use_prepared
 
+    if use_prepared(plan):
+        print(f"{plan} lies in a prepared folder, which is whole: backbones and rows come from there")
     runs, specs = ht.RunStore(store, keep=keep), load_plan(plan)
     missing = announce(plan, specs, runs, engine, workers)
     if not dry_run:
@@ -193,38 +197,20 @@ def sweep(
     return 0
 
 
-def announce(
-    title: str, specs: Sequence[ht.RunSpec], store: ht.RunStore, engine: str, workers: int | None
-) -> list[ht.RunSpec]:
-    """Print what there is to do and how long it may take; returns the specs that the store lacks."""
-    from hadamard_toolkit.runs.engines import at_a_time
-    from hadamard_toolkit.runs.estimate import estimate
+@app.command(rich_help_panel=TRAIN)
+def prepare(
+    plan: Plan, folder: Annotated[str, Argument(metavar="FOLDER", help="Where all that it needs goes.")]
+) -> None:
+    """Gather all that a plan needs in one folder, for a machine without a network."""
+    from hadamard_toolkit.runs.prepared import PLAN, prepare
 
-    missing = [spec for spec in map(store.known, specs) if spec not in store]
-    known = len(specs) - len(missing)
-    print(f"{title}: {len(specs)} runs, {known} in {store.folder}, {len(missing)} missing")
-    if missing:
-        print(estimate(missing, store).words(at_a_time(engine, workers, len(missing))), flush=True)
-    return missing
-
-
-def do_sweep(specs: Sequence[ht.RunSpec], store: ht.RunStore, *options: Any, **more: Any) -> int:
-    """Sweep with the options of `ht.sweep`, printing progress; 1 if a run failed or is outdated, else 0."""
-    from hadamard_toolkit.training.progress import visible
-
-    report = None if visible() else lambda line: print(line, flush=True)
-    table = ht.sweep(specs, store, *options, report=report, **more)
-    counts = table["status"].value_counts()
-    statuses = ("present", "done", "failed", "outdated", "elsewhere", "left")
-    print(", ".join(f"{counts[status]} {status}" for status in statuses if status in counts))
-    if left := counts.get("left"):
-        print(f"{left} of {len(table)} runs left; the same command goes on")
-    wrong = table["status"].isin(["failed", "outdated"])
-    if report is None:  # a report has named the reasons already
-        for row in table[wrong].itertuples():
-            line = f"  {row.status}: {row.key}  {row.task}  {row.label}  seed {row.seed}  {row.reason}"
-            print(line, file=sys.stderr)
-    return int(wrong.any())
+    files = prepare(plan, folder)
+    for file, size in zip(files["file"], files["bytes"], strict=True):
+        print(f"{size / 1e6:9.1f} MB  {file}")
+    print(f"{files['bytes'].sum() / 1e6:9.1f} MB  in {len(files)} files, with their SHA-256 in a manifest")
+    print(
+        f"Copy {folder} to the other machine, which needs no network; there: hadamard sweep {folder}/{PLAN}"
+    )
 
 
 @app.command(rich_help_panel=LOOK)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from platformdirs import user_cache_dir
 
@@ -26,6 +27,21 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("HADAMARD_CACHE"):
         return Path(chosen).expanduser()
     return CHECKOUT / "data" / "cache" if in_checkout() else Path(user_cache_dir("hadamard_toolkit"))
+
+
+PREPARED = "HADAMARD_PREPARED"
+
+
+def place_in(prepared: Path, kind: str, name: str) -> Path:
+    """Where a prepared folder (see `runs.prepared`) holds one of its `backbones` or `tasks`."""
+    return prepared / kind / quote(name, safe="")
+
+
+def prepared_place(kind: str, name: str) -> Path | None:
+    """The same in the folder that `$HADAMARD_PREPARED` names, if it holds that; else None."""
+    chosen = os.environ.get(PREPARED)
+    place = place_in(Path(chosen), kind, name) if chosen else None
+    return place if place is not None and place.is_dir() else None
 
 
 def folder_of(name: str) -> Path | None:

@@ -54,6 +54,7 @@ COMMANDS = {
     "run": ("backbone", "task", "adapter", "sparsity", "protocol", "set", "seed", "keep", "store"),
     "runs": ("csv", "json", "store"),
     "sweep": ("engine", "workers", "bank", "minutes", "dry-run", "keep", "store"),
+    "prepare": (),
     "pack": ("undo", "store"),
     "pruner": ("run", "port", "no-browser", "store"),
     "measure": ("plan", "task", "method", "seed", "store"),

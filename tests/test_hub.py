@@ -18,10 +18,12 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from tests.architectures import tiny_config
 from tests.hub_stand_in import REVISION, hub
 
-VISITOR = """
-import json, sys
+VISITOR = '''
+import json, os, shutil
+from pathlib import Path
 from hadamard_toolkit.backbones import backbone_provenance, load_backbone
 from hadamard_toolkit.errors import ToolkitError
+from hadamard_toolkit.runs.prepared import prepare, use_prepared
 from hadamard_toolkit.tasks import load_task
 
 model, tokenizer = load_backbone("someone/tiny", labels=3)
@@ -45,8 +47,32 @@ try:
     load_task("rte")
 except ToolkitError as error:
     said["errors"]["rte"] = f"{type(error).__name__}: {error}"
+
+# A plan of hub ids, prepared and then used without the hub's cache.
+plan = Path(os.environ["HF_HOME"]).parent / "plan.toml"
+plan.write_text("""[[grid]]
+backbone = "someone/tiny"
+tasks = ["mrpc"]
+adapters = ["Hadamard()"]
+protocol = "smoke"
+""")
+folder = plan.with_name("prepared")
+said["files"] = prepare(plan, folder)["file"].tolist()
+shutil.rmtree(os.environ["HF_HOME"])
+use_prepared(folder / "plan.toml")
+again, words = load_backbone("someone/tiny", labels=3)
+copy = load_task("mrpc")
+said["again"] = {
+    "embedding": again.get_input_embeddings().weight.detach().double().sum().item(),
+    "ids": words("a")["input_ids"],
+    "provenance": backbone_provenance("someone/tiny"),
+    "task": copy.provenance,
+    "first": copy.splits["test"][0],
+    "same rows": copy.content() == task.content(),
+    "asked": os.path.exists(os.environ["HF_HOME"]),
+}
 print(json.dumps(said))
-"""
+'''
 
 
 def _model_repository(folder: Path) -> float:
@@ -92,7 +118,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[str], fl
     (folder / "someone" / "wordless" / "tokenizer.json").unlink()
     _glue_repository(folder / "nyu-mll" / "glue")
     with hub(folder) as (endpoint, seen):
-        home = tmp_path_factory.mktemp("home")
+        home = tmp_path_factory.mktemp("home") / "cache"
         offline = {"HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"}
         environment = {key: value for key, value in os.environ.items() if key not in offline}
         environment |= {
@@ -158,6 +184,17 @@ def test_glue_from_the_hub(visit: tuple[dict, list[str], float]) -> None:
     assert said["task"]["subset"] is True  # the stand-in has fewer rows than MRPC
     assert [file.partition("/mrpc/")[0] for file in said["task"]["files"]] == [f"nyu-mll/glue@{REVISION}"] * 2
     assert any("nyu-mll/glue" in request for request in seen)
+
+
+def test_what_came_from_the_hub_can_be_prepared(visit: tuple[dict, list[str], float]) -> None:
+    said, _, _ = visit
+    assert f"backbones/someone%2Ftiny/{REVISION}/model.safetensors" in said["files"]
+    assert {"tasks/mrpc/train.parquet", "tasks/mrpc/test.parquet", "plan.toml"} <= set(said["files"])
+    again = said["again"]
+    assert not again["asked"]
+    assert again["same rows"]
+    for fact in ("embedding", "ids", "provenance", "task", "first"):
+        assert again[fact] == said[fact]
 
 
 def test_a_task_in_no_place_names_every_place_tried(visit: tuple[dict, list[str], float]) -> None:

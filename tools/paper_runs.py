@@ -20,7 +20,8 @@ from typing import Any
 
 import jupytext
 
-from hadamard_toolkit.cli import announce, do_sweep, guarded
+from hadamard_toolkit.cli import guarded
+from hadamard_toolkit.cli_sweep import announce, do_sweep
 from hadamard_toolkit.runs.engines import ENGINES
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.working import working_store

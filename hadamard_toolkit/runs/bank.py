@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from hadamard_toolkit.adapters.attachment import Attachment
 
 AUTO = "auto"
-ON_GPU = 32  # runs at most; where memory does not suffice, a bank is halved
+ON_GPU = 64  # runs at most; where memory does not suffice, a bank is halved
+# Of each trained parameter of each run: value, gradient, two moments, the selected and the stored value, the value in
+# the run's own model, and one temporary copy, in float32.
+BYTES_PER_PARAMETER = 8 * 4
 SHARED = ("head", "stage_one", "precision", "eval_batch_size", "max_length", "batch_size")
 
 
@@ -40,21 +43,26 @@ def banks(specs: Iterable[RunSpec], bank: int | str, *, in_order: bool = False) 
     """`specs` in banks of at most `bank` runs that fit together, in the order of their first runs.
 
     A group that is too large for one bank is cut by task; or, with `in_order`, as its runs come, the first ones first.
+    With "auto", the memory that is free on the GPU bounds the banks too.
     """
+    import torch
+
     specs, most = list(specs), _most(bank)
+    free = torch.cuda.mem_get_info()[0] if bank == AUTO and most > 1 else None
     groups: dict[Any, list[RunSpec]] = {}
     reasons: dict[Any, str] = {}
     for spec in specs:
         reason = refusal(spec) if most > 1 else ""
-        key = spec if most == 1 or reason else _fits(spec)
+        key = spec if most == 1 or reason else kind_of(spec)
         groups.setdefault(key, []).append(spec)
         reasons[key] = reason
     result = []
     for key, group in groups.items():
         # Runs of one task have rows of like length, or the same rows.
         by_task = group if in_order else sorted(group, key=lambda spec: spec.task)
-        for start in range(0, len(group), most):
-            part = sorted(by_task[start : start + most], key=lambda spec: spec.task)
+        size = most if free is None or len(group) == 1 else runs_in_memory(_trained(group[0]), free)
+        for start in range(0, len(group), size):
+            part = sorted(by_task[start : start + size], key=lambda spec: spec.task)
             result.append(Bank(tuple(part), reasons[key]))
     if in_order:
         place = {spec: number for number, spec in enumerate(specs)}
@@ -69,6 +77,28 @@ def _most(bank: int | str) -> int:
     if isinstance(bank, int):
         return bank
     return ON_GPU if torch.cuda.is_available() else 1
+
+
+def runs_in_memory(trained: int, free: int) -> int:
+    """How many runs of `trained` parameters a bank has on a GPU with `free` bytes of memory: at most `ON_GPU`.
+
+    Their parameters, `BYTES_PER_PARAMETER` each, may fill half of the memory; the other half is for activations.
+    """
+    return max(1, min(ON_GPU, free // 2 // (BYTES_PER_PARAMETER * max(1, trained))))
+
+
+def _trained(spec: RunSpec) -> int:
+    """The trained parameters of a run without its head; 0 where they cannot be counted, and the run will say why."""
+    from transformers import AutoConfig
+
+    from hadamard_toolkit.adapters.counting import parameter_counts
+    from hadamard_toolkit.backbones import backbone_folder
+
+    try:
+        config = AutoConfig.from_pretrained(backbone_folder(spec.backbone), local_files_only=True)
+        return int(parameter_counts({"": spec.adapter}, config)["trained"].iloc[0])
+    except Exception:
+        return 0
 
 
 def refusal(spec: RunSpec) -> str:
@@ -97,7 +127,7 @@ def _about(task: str) -> tuple[str, int, str]:
     return found.kind, found.n_labels, found.head
 
 
-def _fits(spec: RunSpec) -> str:
+def kind_of(spec: RunSpec) -> str:
     """What runs of one bank have in common."""
     from hadamard_toolkit.adapters.base import form_of
 

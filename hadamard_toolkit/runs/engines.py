@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hadamard_toolkit.errors import ArgumentError, MissingExtraError, ToolkitError
-from hadamard_toolkit.runs.bank import Bank, run_bank
+from hadamard_toolkit.paths import PREPARED
+from hadamard_toolkit.runs.bank import Bank, kind_of, run_bank
 from hadamard_toolkit.runs.environment import usable_cores
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.run import record, rescue, run
@@ -73,17 +74,22 @@ def attempt_run(spec: RunSpec, store: RunStore) -> Attempt:
     return attempt(Bank((spec,)), store)[0]
 
 
+_fitting: dict[str, int] = {}  # how many runs of a kind this process tries at once, after more were too many
+
+
 def _together(specs: list[RunSpec], store: RunStore, refused: str) -> list[Attempt]:
     """Claimed runs as a bank, as two where memory does not suffice, or one by one where they cannot be a bank."""
     import torch
 
-    too_large = False
-    if len(specs) > 1 and not refused:
+    kind = kind_of(specs[0]) if len(specs) > 1 and not refused else ""
+    too_large = len(specs) > _fitting.get(kind, len(specs))
+    if kind and not too_large:
         try:
             finished = run_bank(specs)
             return [_recorded(spec, done, store) for spec, done in zip(specs, finished, strict=True)]
         except torch.OutOfMemoryError:
             too_large = True  # dealt with below: inside this block the error keeps its tensors alive
+            _fitting[kind] = len(specs) // 2
         except Exception as error:
             refused = one_line(error)
         finally:
@@ -268,12 +274,13 @@ def _ray(banks: Banks, store: RunStore, workers: int | None) -> Iterator[Attempt
     size = workers or gpus or max(1, cpus // 2)
     # Ray runs as many tasks at a time as their shares fit the cluster, and gives each OMP_NUM_THREADS by its CPUs.
     # A run uses one GPU or a part of one; Ray counts parts to four decimals.
+    prepared = {PREPARED: os.environ[PREPARED]} if PREPARED in os.environ else {}
     share = int(min(1.0, gpus / size) * 10_000) / 10_000
     task = ray.remote(
         num_cpus=max(1, cpus // size),
         num_gpus=share,
         max_retries=0,
-        runtime_env={"env_vars": {"HADAMARD_PROGRESS": "0"}},
+        runtime_env={"env_vars": {"HADAMARD_PROGRESS": "0", **prepared}},
     )(attempt)
     shared = RunStore(store.folder.resolve(), keep=store.keep)
     upcoming, pending = iter(banks), dict[Any, Bank]()

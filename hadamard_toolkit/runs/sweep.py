@@ -44,9 +44,10 @@ def sweep(
     workers: runs at a time; None: one per GPU, or one per two cores where there is none.
     bank: how many runs that fit together (the same backbone, adapter, shape of the head and size of batch; any seeds,
         rates, epochs and tasks) are trained in one pass at most, see `training.bank`; 1: none. `"auto"` forms banks of
-        up to 32 on a GPU, and none on a processor, where they are hardly faster. Each run is recorded as its own, and
-        `train_info` says `bank`, or `bank_refused` with the reason why it was trained alone. A run in a bank is that
-        run up to rounding and the dropout that is drawn; alone it has the bytes that `run` gives.
+        up to 64 on a GPU, as far as its memory allows, and none on a processor, where they are hardly faster. Each run
+        is recorded as its own, and `train_info` says `bank`, or `bank_refused` with the reason why it was trained
+        alone. A run in a bank is that run up to rounding and the dropout that is drawn; alone it has the bytes that
+        `run` gives.
     minutes: a limit of time. Runs are trained in the order of `specs`, so put the most valuable first. A run or bank is
         not started if it would not end in time, by the measured times of those like it; one that has been started ends.
         What was left has the status `left`, and the same call does it later.

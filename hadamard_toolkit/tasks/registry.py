@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from hadamard_toolkit.errors import ArgumentError, suggestion
+from hadamard_toolkit.paths import prepared_place
 from hadamard_toolkit.tasks import domains, embedded, glue, squad
 from hadamard_toolkit.tasks.base import Task
+from hadamard_toolkit.tasks.files import read_task
 
 TASKS: dict[str, Callable[[str | Path | None], Task]] = {
     **{name: partial(glue.load, name) for name in glue.SOURCES},
@@ -38,7 +40,10 @@ def load_task(
     Raises `ArgumentError` for an unknown name or a bad limit, `DataError` for data that are missing or do not fit,
     `DownloadError` where the embedded suite is out of reach.
     """
-    return TASKS[canonical(name)](root).limited(limit, seed)
+    name = canonical(name)
+    prepared = prepared_place("tasks", name) if root is None else None
+    task = TASKS[name](root) if prepared is None else read_task(prepared)
+    return task.limited(limit, seed)
 
 
 def canonical(name: str) -> str:

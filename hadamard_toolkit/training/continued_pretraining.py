@@ -145,7 +145,7 @@ def gather(step: ContinuedPretraining, task: Task) -> Corpus:
 
     Each column of a pair counts as a text. A twentieth of the texts (at most 1,000) only measures the loss.
     """
-    tasks = [task] if step.text == TASK else [load_task(name) for name in _tasks_of(step.text)]
+    tasks = [task] if step.text == TASK else [load_task(name) for name in tasks_of(step.text)]
     tested = {text for split, rows in task.splits.items() if is_test(split) for text in _texts(task, rows)}
     everything = dict.fromkeys(text for source in tasks for text in _texts(source, source.splits["train"]))
     texts = [text for text in everything if text not in tested]
@@ -188,7 +188,8 @@ def put_into(model: PreTrainedModel, folder: Path) -> None:
             parameters[name].copy_(value)
 
 
-def _tasks_of(text: str) -> tuple[str, ...]:
+def tasks_of(text: str) -> tuple[str, ...]:
+    """The tasks whose training texts `text` names: those of a domain, or one task."""
     if text in CORPORA:
         return CORPORA[text]
     try:

@@ -13,7 +13,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.runs import bank as module
 from hadamard_toolkit.runs import engines
-from hadamard_toolkit.runs.bank import Bank, banks, run_bank
+from hadamard_toolkit.runs.bank import Bank, banks, run_bank, runs_in_memory
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -22,6 +22,7 @@ from tests.runs.conftest import PROTOCOL
 
 MakeSpec = Callable[..., RunSpec]
 BROKEN = ht.Hadamard(layers=(9,))  # the tiny backbone has three layers
+HADAMARD, FULL = ht.Hadamard(), ht.FullFineTuning()
 SMALL = replace(PROTOCOL, batch_size=8)
 
 
@@ -85,6 +86,7 @@ def test_auto_banks_on_a_gpu_and_keeps_the_bytes_of_single_runs_on_a_processor(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert banks(plan, "auto") == [Bank((spec,)) for spec in plan]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**30))
     assert [len(bank.specs) for bank in banks(plan, "auto")] == [4, 4]
 
 
@@ -154,9 +156,45 @@ def test_a_bank_that_does_not_fit_the_memory_is_halved(
         return run_bank(specs)
 
     monkeypatch.setattr(engines, "run_bank", short_of_memory)
+    monkeypatch.setattr(engines, "_fitting", {})
     specs = [make_spec(seed=seed, adapter=ht.HeadOnly()) for seed in range(4)]
     assert sweep(specs, tmp_path, bank=4)["status"].tolist() == ["done"] * 4
     assert tried == [4, 2, 2]
+    more = [replace(spec, seed=spec.seed + 4) for spec in specs]
+    others = [make_spec(seed=seed) for seed in range(3)]
+    assert sweep([*more, *others], tmp_path, bank=4)["status"].tolist() == ["done"] * 7
+    assert tried[3:] == [2, 2, 3], (
+        "what was too large once is not tried again, and other runs are another matter"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "gigabytes", "runs"),
+    [
+        (0, 1, 64),
+        (5_000, 16, 64),
+        (300_000, 16, 64),
+        (110_000_000, 80, 12),
+        (110_000_000, 16, 2),
+        (350_000_000, 16, 1),
+    ],
+)
+def test_the_memory_bounds_a_bank(trained: int, gigabytes: int, runs: int) -> None:
+    assert runs_in_memory(trained, gigabytes * 2**30) == runs
+    assert runs == 1 or runs * trained * module.BYTES_PER_PARAMETER <= gigabytes * 2**30 / 2
+
+
+def test_automatic_banks_are_as_large_as_the_free_memory_allows(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    whole = sum(p.numel() for p in ht.load_backbone(make_spec().backbone)[0].base_model.parameters())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 5 * 32 * whole, 0))
+    plan = [make_spec(seed=seed, adapter=adapter) for adapter in (HADAMARD, FULL) for seed in range(12)]
+    assert [len(bank.specs) for bank in banks(plan, "auto")] == [12, 5, 5, 2]
+    assert [len(bank.specs) for bank in banks(plan, 12)] == [12, 12], "a number is kept to"
+    unknown = [make_spec(seed=seed, backbone="nobody/nothing") for seed in range(3)]
+    assert [len(bank.specs) for bank in banks(unknown, "auto")] == [3]
 
 
 def test_models_of_a_bank_share_their_frozen_weights(
