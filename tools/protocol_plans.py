@@ -2,17 +2,23 @@
 
 A rate is picked on held-out rows before the seeds can be trained at it, so no plan file can say beforehand what to
 train. A *cell* is the part of a plan that belongs to one task and method: a generator that yields the runs that it
-needs and goes on when they were tried. One that yields a condition goes on when that holds.
+needs and goes on when they were tried. One that yields a condition or a future goes on when that holds or is done.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from typing import Any
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.bases import load_basis
+from hadamard_toolkit.studies.subspace import KINDS
 
-Wanted = list[ht.RunSpec] | Callable[[], bool]
+Wanted = list[ht.RunSpec] | Callable[[], bool] | Future[Any]
 Cell = Generator[Wanted, None, float | None]
 
 FAIR_TASKS = [
@@ -30,8 +36,9 @@ EMBEDDED = [
     ),
     *(f"embedded/{name}" for name in ("domain-identification", "next-sentence", "word-order")),
 ]
-LADDER = [float(f"{digit}e{power}") for power in range(-7, 0) for digit in (1, 3)]
+LADDER = [float(f"{digit}e{power}") for power in range(-7, 1) for digit in (1, 3)]
 VECTORS, MATRICES, FULL = LADDER[7:12], LADDER[6:11], LADDER[3:8]
+COEFFICIENTS = LADDER[9:14]
 BEYOND = 2  # rates that are tried at most beyond the grid
 HEAD, BOTH_NORMS, VECTORS_ALONE = ht.HeadOnly(), ht.LayerNormTuning(norm="both"), ht.Hadamard(norm=None)
 
@@ -160,6 +167,61 @@ class Wide(TwoStages):
     methods = {HEAD: (VECTORS, True), VECTORS_ALONE: (VECTORS, True), BOTH_NORMS: (VECTORS, True)}
     seeds = [1, 2, 3]
     keep_vectors = (VECTORS_ALONE, BOTH_NORMS)
+
+
+class Subspace(Plan):
+    """k coefficients on directions of the vectors that `wide` trained; one rate per task and kind of directions."""
+
+    ks, seeds = (1, 2, 4, 8, 16), (1, 2, 3)
+    pick_k = 4
+
+    def __init__(self, store: ht.RunStore, name: str, comment: str, wide: Wide, executor: Executor) -> None:
+        super().__init__(store, name, comment)
+        self.wide, self.executor = wide, executor
+        self.specs: dict[tuple[str, str], list[ht.RunSpec]] = {}
+
+    def cells(self) -> list[Cell]:
+        return [self._bases(), *(self._cell(task, kind) for kind in KINDS for task in self.wide.tasks)]
+
+    def _bases(self) -> Cell:
+        """Wait for the vectors of all tasks and make the bases in a worker."""
+        ended = [(task, (adapter, "seeds")) for task in self.wide.tasks for adapter in self.wide.keep_vectors]
+        yield lambda: all(one in self.wide.picked for one in ended)
+        there = [spec for spec in self.wide.with_vectors if spec in self.store]
+        tasks = sorted({spec.task for spec in there if spec.adapter == VECTORS_ALONE})
+        made = self.executor.submit(bases, self.store.only(there), tasks, self.ks, self.seeds)
+        yield made
+        for (task, kind), specs in made.result().items():
+            self.specs[task, kind] = specs
+        self.picked["bases", None] = 1.0
+        return None
+
+    def _cell(self, task: str, kind: str) -> Cell:
+        yield lambda: ("bases", None) in self.picked
+        specs = self.specs.get((task, kind), [])
+        if not specs:
+            return None
+        k = max(spec.adapter.k for spec in specs if spec.adapter.k <= self.pick_k)
+        first = next(spec for spec in specs if spec.adapter.k == k and spec.seed == self.seeds[0])
+        rate = yield from self.pick(task, kind, COEFFICIENTS, lambda rate: _at(first, rate))
+        if rate is not None:
+            yield from self.need(_at(spec, rate) for spec in specs)
+        return rate
+
+
+def _at(spec: ht.RunSpec, rate: float) -> ht.RunSpec:
+    return replace(spec, protocol=replace(spec.protocol, learning_rate=rate))
+
+
+def bases(
+    store: ht.RunStore, tasks: list[str], ks: tuple[int, ...], seeds: tuple[int, ...]
+) -> dict[tuple[str, str], list[ht.RunSpec]]:
+    """The specs of `studies.subspace_plan` by task and kind, at a rate to be replaced."""
+    found = defaultdict(list)
+    for spec in ht.studies.subspace_plan(store, tasks, KINDS, ks, seeds, learning_rate=1.0):
+        if spec.adapter != HEAD:
+            found[spec.task, load_basis(spec.adapter.basis).made["kind"]].append(spec)
+    return dict(found)
 
 
 class Removal(Plan):

@@ -9,23 +9,21 @@ named first need goes first, and nothing new starts after `--minutes`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
-import json
 import multiprocessing
 import time
 from collections import defaultdict
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
-from protocol_plans import DOMAINS, Cell, Fair, Few, Plan, Pruned, Removal, Wide
+from protocol_plans import DOMAINS, Cell, Fair, Few, Plan, Pruned, Removal, Subspace, Wide
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.runs.bank import Bank, banks
 from hadamard_toolkit.runs.engines import Attempt, attempt
 from hadamard_toolkit.runs.labels import label_of
-from hadamard_toolkit.runs.plan import load_plan
+from hadamard_toolkit.runs.plan import plan_text
 
 LONG = {
     *DOMAINS,
@@ -37,35 +35,49 @@ LONG = {
 SHARE_FULL, SHARE_LONG = 0.25, 0.5  # of the bank's size, for full fine-tuning and for long texts
 
 
+GRACE = 45  # seconds that banks in hand get when time is up
+NAMES = ("fair", "wide", "subspace", "removal", "pruned", "few")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("plans", nargs="+", choices=["fair", "wide", "removal", "pruned", "few"])
+    parser.add_argument("plans", nargs="+", choices=NAMES)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--plan-only", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bank", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     options = parser.parse_args()
+    until = time.monotonic() + 60 * options.minutes
     store = ht.RunStore(options.store, keep="nothing")
     fair = Fair(store, "fair", "MiniLM on 300 rows of six tasks, eight methods")
-    plans = {
-        "fair": fair,
-        "wide": Wide(store, "wide", "MiniLM on 500 rows of 24 tasks: the vectors that notebook 11 makes directions of"),
-        "removal": Removal(store, "removal", "The Hadamard adapter retrained on every four of six layers", fair),
-        "pruned": Pruned(store, "pruned", "LoRA with 80 % removed at initialisation, and its controls"),
-        "few": Few(store, "few", "UniPELT's family on 100 and 500 rows of four GLUE tasks"),
-    }  # fmt: skip
-    chosen = [plans[name] for name in options.plans]
-    if fair not in chosen and "removal" in options.plans:
-        chosen.append(fair)
-    runner = Runner(options.workers, options.bank, time.monotonic() + 60 * options.minutes)
-    try:
-        runner.go(chosen, train=not options.plan_only)
-    finally:
-        for plan in chosen:
-            write_plan(plan)
+    wide = Wide(
+        store, "wide", "MiniLM on 500 rows of 24 tasks: the vectors that notebook 11 makes directions of"
+    )
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, torch.set_num_threads, (1,)) as executor:
+        plans: dict[str, Plan] = {
+            "fair": fair,
+            "wide": wide,
+            "subspace": Subspace(store, "subspace", "k coefficients on directions of others", wide, executor),
+            "removal": Removal(store, "removal", "The Hadamard adapter retrained on every four of six layers", fair),
+            "pruned": Pruned(store, "pruned", "LoRA with 80 % removed at initialisation, and its controls"),
+            "few": Few(store, "few", "UniPELT's family on 100 and 500 rows of four GLUE tasks"),
+        }  # fmt: skip
+        names = [
+            *options.plans,
+            *({"subspace": "wide", "removal": "fair"}.get(name) for name in options.plans),
+        ]
+        chosen = [plans[name] for name in dict.fromkeys(names) if name]
+        try:
+            Runner(options.workers, options.bank, until).go(chosen, executor, train=not options.plan_only)
+        finally:
+            for plan in chosen:
+                there = [spec for spec in plan.asked if spec in store]
+                heading = f"{plan.comment}, by PROTOCOL.md\nWritten by tools/protocol_runs.py, which picks the rates"
+                (store.folder / f"{plan.name}.toml").write_text(plan_text(there, heading))
 
 
 class Runner:
@@ -75,28 +87,33 @@ class Runner:
         self.workers, self.bank, self.until = workers, bank, until
         self.begun, self.tried, self.done = time.monotonic(), set[ht.RunSpec](), 0
 
-    def go(self, plans: list[Plan], *, train: bool) -> None:
+    def go(self, plans: list[Plan], executor: Executor, *, train: bool) -> None:
         cells: dict[Cell, tuple[int, Plan]] = {
             cell: (rank, plan) for rank, plan in enumerate(plans) for cell in plan.cells()
         }
         waiting = {cell: next(cell, None) for cell in cells}
         flying: dict[Future[list[Attempt]], Bank] = {}
-        with ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-        ) as pool:
-            while True:
-                self._advance(cells, waiting, train)
-                queue = self._queue(cells, waiting, flying) if train else {}
-                while queue and len(flying) < self.workers and time.monotonic() < self.until:
-                    bank, plan = self._next(queue)
-                    for spec in bank.specs:
-                        del queue[spec]
-                    keep = "vectors" if bank.specs[0] in plan.with_vectors else "nothing"
-                    flying[pool.submit(train_bank, bank, plan.store.folder, keep)] = bank
-                if not flying:
-                    return
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                    self._ended(flying.pop(future), future)
+        while True:
+            self._advance(cells, waiting, train)
+            queue = self._queue(cells, waiting, flying) if train else {}
+            while queue and len(flying) < self.workers and time.monotonic() < self.until:
+                bank, plan = self._next(queue)
+                for spec in bank.specs:
+                    del queue[spec]
+                keep = "vectors" if bank.specs[0] in plan.with_vectors else "nothing"
+                flying[executor.submit(train_bank, bank, plan.store.folder, keep)] = bank
+            other = [wanted for wanted in waiting.values() if isinstance(wanted, Future)]
+            if not flying and not other:
+                return
+            left = self.until + GRACE - time.monotonic()
+            done = wait([*flying, *other], min(left, 1e6), FIRST_COMPLETED).done
+            if not done:
+                print(f"time is up, {len(flying)} banks are left unfinished", flush=True)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                return
+            for future in done & flying.keys():
+                self._ended(flying.pop(future), future)
 
     def _advance(self, cells: dict[Cell, tuple[int, Plan]], waiting: dict[Cell, object], train: bool) -> None:
         """Let every cell go on that has what it asked for, or whose runs were all tried."""
@@ -105,7 +122,9 @@ class Runner:
             moved = False
             for cell, wanted in list(waiting.items()):
                 store = cells[cell][1].store
-                if callable(wanted):
+                if isinstance(wanted, Future):
+                    ready = wanted.done()
+                elif callable(wanted):
                     ready = wanted()
                 else:
                     missing = [spec for spec in wanted or () if spec not in store]
@@ -164,49 +183,6 @@ def train_bank(bank: Bank, store: Path, keep: str) -> list[Attempt]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the other processes on the card need it
     return attempts
-
-
-# plan files ------------------------------------------------------------------------------------------------------
-
-
-def write_plan(plan: Plan) -> None:
-    """The runs that are there, as grids of tasks that share all else."""
-    grids: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    seeds: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for spec in plan.asked:
-        if spec in plan.store:
-            sparsity = label_of(spec.sparsity) if spec.sparsity else "None"
-            seeds[label_of(spec.adapter), sparsity, *_protocol(spec), spec.task].append(spec.seed)
-    for (*what, task), found in seeds.items():
-        grids[*what, str(sorted(found))].append(task)
-    text = (
-        f"# {plan.comment}, by PROTOCOL.md; written by tools/protocol_runs.py, which picks the rates:\n"
-        f"# hadamard sweep data/reference_runs/{plan.name}.toml --store data/reference_runs --keep nothing\n"
-    )
-    for (adapter, sparsity, preset, overrides, found), tasks in grids.items():
-        text += (
-            f"\n[[grid]]\ntasks = {json.dumps(tasks)}\nadapters = ['{adapter}']\n"
-            + (f"sparsity = ['{sparsity}']\n" if sparsity != "None" else "")
-            + f'seeds = {found}\nprotocol = "{preset}"\noverrides = {{ {overrides} }}\n'
-        )
-    path = plan.store.folder / f"{plan.name}.toml"
-    if grids:
-        path.write_text(text)
-        assert set(load_plan(path)) == {spec for spec in plan.asked if spec in plan.store}
-
-
-def _protocol(spec: ht.RunSpec) -> tuple[str, str]:
-    """The preset that is nearest to a run's protocol, and the fields that differ from it."""
-    differences = {}
-    for preset in ("hadamard", "full_fine_tuning", "sparse_adapter", "unipelt"):
-        plain = getattr(ht.protocols, preset)()
-        differences[preset] = {
-            field.name: value
-            for field in dataclasses.fields(plain)
-            if (value := getattr(spec.protocol, field.name)) != getattr(plain, field.name)
-        }
-    preset = min(differences, key=lambda name: len(differences[name]))
-    return preset, ", ".join(f"{name} = {json.dumps(value)}" for name, value in differences[preset].items())
 
 
 if __name__ == "__main__":

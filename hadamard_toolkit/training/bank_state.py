@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,7 @@ class Forward:
             for key, parameter in module._parameters.items()
             if id(parameter) in names
         ]
+        self._cast = _Cast(model, names)
 
     def __call__(self, values: Stacked, inputs: Batch) -> Tensor:
         """Logits [runs, rows, outputs] from `inputs` [runs, rows, …]; every run draws its own dropout."""
@@ -45,6 +46,7 @@ class Forward:
     def alone(self, values: dict[str, Tensor], inputs: Batch) -> Tensor:
         """The same for one run: logits [rows, outputs]."""
         slots = [(home, key, values[name]) for home, key, name in self._slots if name in values]
+        slots += self._cast.slots()
         before = [home[key] for home, key, _ in slots]
         try:
             for home, key, value in slots:
@@ -54,6 +56,29 @@ class Forward:
         finally:
             for (home, key, _), parameter in zip(slots, before, strict=True):
                 home[key] = parameter
+
+
+class _Cast:
+    """The frozen weights of linear layers in the type of autocast, which would cast them again in every step."""
+
+    def __init__(self, model: nn.Module, trained: Container[int]) -> None:
+        self._linear = [
+            (module._parameters, key, parameter)
+            for module in model.modules()
+            if type(module) is nn.Linear
+            for key, parameter in module._parameters.items()
+            if parameter is not None and id(parameter) not in trained
+        ]
+        self._slots: list[tuple[dict[str, nn.Parameter | None], str, Tensor]] = []
+
+    def slots(self) -> list[tuple[dict[str, nn.Parameter | None], str, Tensor]]:
+        """(parameters of a module, name, cast value) of each; none outside of autocast."""
+        if not self._linear or not torch.is_autocast_enabled(device := self._linear[0][2].device.type):
+            return []
+        if not self._slots:
+            kind = torch.get_autocast_dtype(device)
+            self._slots = [(home, key, parameter.detach().to(kind)) for home, key, parameter in self._linear]
+        return self._slots
 
 
 @dataclass
