@@ -14,6 +14,12 @@ from hadamard_toolkit.studies.basis import basis_table, captured, task_basis
 from hadamard_toolkit.studies.coverage import figure_list, plan_coverage
 from hadamard_toolkit.studies.cross_task_transfer import transfer_gains, transfer_table
 from hadamard_toolkit.studies.gains import gains
+from hadamard_toolkit.studies.how_many import (
+    coefficient_scores,
+    gap_table,
+    numbers_needed,
+    numbers_text,
+)
 from hadamard_toolkit.studies.kinship import cluster_tasks, mantel
 from hadamard_toolkit.studies.layer_ablation import (
     greedy_elimination,
@@ -133,6 +139,7 @@ __all__ = [
     "cka_summary",
     "clearest_tests",
     "cluster_tasks",
+    "coefficient_scores",
     "comparable_runs",
     "component_effects",
     "constant_score",
@@ -145,6 +152,7 @@ __all__ = [
     "figure_list",
     "fit_summary",
     "gains",
+    "gap_table",
     "goal_reached",
     "greedy_elimination",
     "hierarchical_bootstrap",
@@ -178,6 +186,8 @@ __all__ = [
     "named_scores",
     "norm_shift",
     "normalised_scores",
+    "numbers_needed",
+    "numbers_text",
     "of_own_seed",
     "of_runs",
     "one_cell",

@@ -15,7 +15,8 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.bank import banks, run_bank
 from hadamard_toolkit.runs.plan import load_plan, plan_text
-from hadamard_toolkit.studies import subspace_plan, task_basis, vector_table
+from hadamard_toolkit.studies import coefficient_scores, subspace_plan, task_basis, vector_table
+from hadamard_toolkit.studies.how_many import HEAD, UNSHARED
 from hadamard_toolkit.studies.subspace import KINDS
 from hadamard_toolkit.tasks.registry import TASKS
 from tests.runs.conftest import PROTOCOL
@@ -54,6 +55,10 @@ def plan(store: ht.RunStore, **changes: Any) -> list[ht.RunSpec]:
     backbone = store.run(store.keys()[0]).spec.backbone
     choices = {"tasks": NAMES, "ks": (1, 2, 4), "seeds": (0, 1), "learning_rate": 0.1, "backbone": backbone}
     return subspace_plan(store, **{**choices, **changes})
+
+
+def inside(spec: ht.RunSpec) -> bool:
+    return isinstance(spec.adapter, ht.Subspace)
 
 
 def basis_of(store: ht.RunStore, kind: str, task: str = "one", seed: int = 0) -> ht.Basis:
@@ -137,10 +142,15 @@ def test_norm_changes_are_those_of_the_norms(store: ht.RunStore) -> None:
 
 def test_the_plan_has_one_run_per_task_seed_kind_and_k(store: ht.RunStore) -> None:
     specs = plan(store, kinds=KINDS)
-    assert len(specs) == len(set(specs)) == 3 * 2 * (1 + 4 * 2 + 1), "two directions; one of own seeds"
+    assert len(specs) == len(set(specs)) == 3 * 2 * (2 + 4 * 2 + 1), "two directions; one of own seeds"
     inside = [spec for spec in specs if isinstance(spec.adapter, ht.Subspace)]
     assert {spec.protocol for spec in inside} == {replace(PROTOCOL, learning_rate=0.1)}
-    assert {spec.protocol for spec in specs if spec not in inside} == {PROTOCOL}
+    others = [spec for spec in specs if spec not in inside]
+    assert {(spec.adapter, spec.protocol) for spec in others} == {
+        (VECTORS, PROTOCOL),
+        (ht.HeadOnly(), PROTOCOL),
+    }
+    assert sum(spec in store for spec in others) == 6
     assert {spec.adapter.wrapped for spec in inside} == {VECTORS, NORMS}  # type: ignore[attr-defined]
     assert plan(store, kinds=KINDS) == specs
 
@@ -160,6 +170,28 @@ def test_its_runs_train_in_one_bank_and_record_the_basis(store: ht.RunStore) -> 
         assert done.info["train_info"]["bank"] == 3
         assert done.info["train_info"]["basis"] == ht.load_basis(spec.adapter.basis).made  # type: ignore[attr-defined]
         assert done.counts.loc["adapter", "trained"] == 2
+
+
+def test_scores_come_from_the_store_with_the_rate_picked_on_held_out_rows(store: ht.RunStore) -> None:
+    choices = {"tasks": ("one",), "kinds": ("other tasks",), "ks": (1,)}
+    tried = {rate: plan(store, learning_rate=rate, **choices) for rate in (0.1, 0.3)}
+    specs = list(dict.fromkeys([*tried[0.1], *tried[0.3]]))
+    ht.sweep(specs, store)
+    scores = coefficient_scores(store.only(specs))
+    assert set(scores.groupby(["kind", "k"]).size().items()) == {
+        ((HEAD, 0), 2),
+        ((UNSHARED, 96), 2),
+        (("other tasks", 1), 2),
+    }
+    held_out = {
+        rate: np.mean([store.run(s.key).metrics["validation"]["accuracy"] for s in runs if inside(s)])
+        for rate, runs in tried.items()
+    }
+    chosen = scores.loc[scores["kind"] == "other tasks", "key"]
+    [rate] = {store.run(key).spec.protocol.learning_rate for key in chosen}
+    assert held_out[rate] == max(held_out.values())
+    with pytest.raises(DataError, match="no runs of the kind unshared"):
+        coefficient_scores(store.only([spec for spec in specs if spec.adapter != VECTORS]))
 
 
 def test_what_cannot_be_planned_is_told(store: ht.RunStore, tmp_path: Path) -> None:
