@@ -8,6 +8,7 @@ needs and goes on when they were tried. One that yields a condition or a future 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
@@ -90,7 +91,8 @@ class Plan:
     def _held_out(self, spec: ht.RunSpec) -> tuple[float, float]:
         record = self.store.record(spec.key)
         scores = record["metrics"]["validation"]
-        return scores[record["headline"]], -scores["loss"]
+        score, loss = scores[record["headline"]], scores["loss"]
+        return (-math.inf if score is None else score), (-math.inf if loss is None else -loss)
 
 
 class TwoStages(Plan):
@@ -123,11 +125,11 @@ class TwoStages(Plan):
         if head_first and adapter != HEAD:
             yield lambda: (task, HEAD) in self.picked
             head = self.picked[task, HEAD]
-            if head is None:
-                return None
-        rate = yield from self.pick(
-            task, adapter, rates, lambda rate: self.spec(task, adapter, rate, head, self.pick_seed)
-        )
+        rate = None
+        if not head_first or adapter == HEAD or head is not None:
+            rate = yield from self.pick(
+                task, adapter, rates, lambda rate: self.spec(task, adapter, rate, head, self.pick_seed)
+            )
         if rate is not None:
             specs = [self.spec(task, adapter, rate, head, seed) for seed in self.seeds]
             yield from self.need(specs, vectors=adapter in self.keep_vectors)

@@ -12,12 +12,13 @@ import argparse
 import gc
 import multiprocessing
 import time
+import traceback
 from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
-from protocol_plans import DOMAINS, Cell, Fair, Few, Plan, Pruned, Removal, Subspace, Wide
+from protocol_plans import DOMAINS, Cell, Fair, Few, Plan, Pruned, Removal, Subspace, Wanted, Wide
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.runs.bank import Bank, banks
@@ -91,7 +92,7 @@ class Runner:
         cells: dict[Cell, tuple[int, Plan]] = {
             cell: (rank, plan) for rank, plan in enumerate(plans) for cell in plan.cells()
         }
-        waiting = {cell: next(cell, None) for cell in cells}
+        waiting = {cell: self._next_wish(cell) for cell in cells}
         flying: dict[Future[list[Attempt]], Bank] = {}
         while True:
             self._advance(cells, waiting, train)
@@ -131,9 +132,17 @@ class Runner:
                     ready = all(spec in self.tried for spec in missing) if train else True
                 if ready:
                     moved = True
-                    waiting[cell] = next(cell, None)
+                    waiting[cell] = self._next_wish(cell)
                     if waiting[cell] is None:
                         del waiting[cell]
+
+    def _next_wish(self, cell: Cell) -> Wanted | None:
+        """What a cell asks for next; None if it has ended, or failed, which ends no other."""
+        try:
+            return next(cell, None)
+        except Exception:
+            traceback.print_exc()
+            return None
 
     def _queue(
         self, cells: dict[Cell, tuple[int, Plan]], waiting: dict[Cell, object], flying: dict[object, Bank]
