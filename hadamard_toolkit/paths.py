@@ -33,7 +33,7 @@ PREPARED = "HADAMARD_PREPARED"
 
 
 def place_in(prepared: Path, kind: str, name: str) -> Path:
-    """Where a prepared folder (see `runs.prepared`) holds one of its `backbones` or `tasks`."""
+    """Where a prepared folder (see `runs.prepared`) holds one of its `backbones`, `tasks` or `bases`."""
     return prepared / kind / quote(name, safe="")
 
 

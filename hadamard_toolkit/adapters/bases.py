@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hadamard_toolkit.errors import ArgumentError, DataError
-from hadamard_toolkit.paths import atomic_write, cache_folder
+from hadamard_toolkit.paths import atomic_write, cache_folder, prepared_place
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def save_basis(directions: Mapping[str, ArrayLike], /, **made: Any) -> str:
     if not all(bool(rows.isfinite().all()) for rows in tensors.values()):
         raise ArgumentError("directions must be finite numbers")
     name = _name_of(tensors)
-    atomic_write(_path_of(name), save(tensors, {"made": json.dumps(made)}))
+    atomic_write(bases_folder() / f"{name}.safetensors", save(tensors, {"made": json.dumps(made)}))
     return name
 
 
@@ -60,7 +60,7 @@ def load_basis(name: str) -> Basis:
 
     Raises `ArgumentError` where it is missing, `DataError` where its file is damaged.
     """
-    path = _path_of(name)
+    path = path_of_basis(name)
     if not path.is_file():
         raise ArgumentError(
             f"basis={name!r} is not in {path.parent}; copy its file there from the machine that has it, or make it "
@@ -77,8 +77,9 @@ def load_basis(name: str) -> Basis:
     return Basis(directions, made)
 
 
-def _path_of(name: str) -> Path:
-    return bases_folder() / f"{name}.safetensors"
+def path_of_basis(name: str) -> Path:
+    """Where the file of a basis lies, or would lie."""
+    return (prepared_place("bases", name) or bases_folder()) / f"{name}.safetensors"
 
 
 def _name_of(directions: Mapping[str, Tensor]) -> str:

@@ -28,7 +28,7 @@ OF_A_BACKBONE = (
 
 
 def prepare(plan: str | Path, folder: str | Path) -> pd.DataFrame:
-    """Gather the backbones and the rows that the runs of a plan file need, and the plan itself, in `folder`.
+    """Gather what the runs of a plan file need in `folder`: backbones, rows, bases of subspaces, and the plan itself.
 
     What is not on this machine yet is fetched. Copied to another machine, the folder is all that
     `hadamard sweep FOLDER/plan.toml` reads there: it gives the same runs under the same keys. A folder that was
@@ -67,6 +67,8 @@ def prepare(plan: str | Path, folder: str | Path) -> pd.DataFrame:
 
 
 def _gather(specs: Iterable[RunSpec], folder: Path) -> None:
+    from hadamard_toolkit.adapters.bases import load_basis, path_of_basis
+    from hadamard_toolkit.adapters.subspace import Subspace
     from hadamard_toolkit.backbones import backbone_folder, is_hub_id, load_backbone
     from hadamard_toolkit.tasks.files import write_task
     from hadamard_toolkit.tasks.registry import load_task
@@ -80,6 +82,12 @@ def _gather(specs: Iterable[RunSpec], folder: Path) -> None:
         for path in source.iterdir():
             if path.is_file() and path.suffix in OF_A_BACKBONE:
                 shutil.copyfile(path, target / path.name)
+    parts = [part for spec in specs for part in (spec.adapter, *getattr(spec.adapter, "adapters", ()))]
+    for name in dict.fromkeys(part.basis for part in parts if isinstance(part, Subspace)):
+        load_basis(name)  # whole, or an error
+        target = place_in(folder, "bases", name)
+        target.mkdir(parents=True)
+        shutil.copyfile(path_of_basis(name), target / path_of_basis(name).name)
     for name in dict.fromkeys(name for spec in specs for name in _tasks_of(spec)):
         write_task(load_task(name), place_in(folder, "tasks", name))
 

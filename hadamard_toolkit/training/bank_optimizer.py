@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,17 @@ class StackedAdamW:
 
     The update is that of `torch.optim.AdamW`, clipping that of `torch.nn.utils.clip_grad_norm_` for each run by itself.
     Matrices decay, vectors do not. `leaves` are the parameters by name: views of the matrix that take gradients.
-    Entries that `removed` marks stay zero.
+    Entries that `removed` marks stay zero, and the row of a matrix that `padding` names has no gradient.
     """
 
-    def __init__(self, values: Stacked, courses: Sequence[Course], removed: Stacked) -> None:
+    def __init__(
+        self,
+        values: Stacked,
+        courses: Sequence[Course],
+        removed: Stacked,
+        padding: Mapping[str, int | None] = MappingProxyType({}),
+    ) -> None:
+        self._padding = padding
         sizes = {name: value[0].numel() for name, value in values.items()}
         self._shapes = {
             name: values[name].shape[1:]
@@ -123,6 +131,8 @@ class StackedAdamW:
                     self._unused.add(name)
                     self._views(self._decaying)[name].zero_()
                 gradient = torch.zeros_like(leaf)
+            if (row := self._padding.get(name)) is not None:
+                gradient[:, row] = 0.0
             pieces.append(gradient.flatten(1))
         return torch.cat([*pieces, self._rest], 1)
 

@@ -88,6 +88,7 @@ class BankStage:
             select(bank.values, bank.alive, trained),
             [run.course for run in self.runs],
             select(bank.removed, bank.alive, trained),
+            bank.forward.padding,
         )
         self._pending: list[Tensor] = []
         self._weights: dict[tuple[int, ...], Tensor] = {}

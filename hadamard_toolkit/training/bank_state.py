@@ -35,6 +35,12 @@ class Forward:
             for key, parameter in module._parameters.items()
             if id(parameter) in names
         ]
+        # The row of each embedding that has no gradient. The batching rule of torch knows it for the first run only.
+        self.padding = {
+            names[id(module.weight)]: module.padding_idx
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) and id(module.weight) in names
+        }
         self._cast = _Cast(model, names)
 
     def __call__(self, values: Stacked, inputs: Batch) -> Tensor:

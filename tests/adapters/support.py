@@ -210,7 +210,7 @@ def _where(reasons: dict[str, str], notes: Notes) -> str:
 
 
 def support_table() -> str:
-    """The text of `docs/support.md`."""
+    """The text of `docs/support.md` up to the part on banks."""
     notes = Notes()
     columns = ["method", *ARCHITECTURES, "identity", "merges", "to peft", "trained", "stored"]
     lines = [columns, ["---", *[":-:"] * len(ARCHITECTURES), ":-:", "---", "---", "--:", "--:"]]
@@ -233,4 +233,6 @@ def support_table() -> str:
 
 
 if __name__ == "__main__":
-    print(support_table(), end="")
+    from tests.training.bank_support import bank_table
+
+    print(support_table(), bank_table(), sep="\n", end="")

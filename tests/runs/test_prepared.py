@@ -14,6 +14,7 @@ import pytest
 
 import hadamard_toolkit as ht
 from hadamard_toolkit import cli
+from hadamard_toolkit.adapters.bases import load_basis
 from hadamard_toolkit.errors import ArgumentError, DataError, StoreError, ToolkitError
 from hadamard_toolkit.paths import PREPARED, place_in
 from hadamard_toolkit.runs.plan import load_plan
@@ -21,6 +22,7 @@ from hadamard_toolkit.runs.prepared import MANIFEST, _tasks_of, prepare, use_pre
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.tasks.files import write_task
+from tests.architectures import tiny_basis
 from tests.permissions import read_only
 from tests.runs.conftest import PROTOCOL
 from tests.training.test_question_answering import span_task
@@ -148,6 +150,23 @@ DAMAGE: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "a manifest of nothing": (MANIFEST, "damaged", lambda path: path.write_text("{}")),
     "no manifest": (MANIFEST, "damaged", lambda path: path.write_text("[]")),
 }
+
+
+def test_the_bases_of_subspaces_are_gathered(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basis = tiny_basis()
+    subspace = f'Subspace(Hadamard(norm=None), basis="{basis}", k=2)'
+    plan.write_text(
+        plan.read_text().replace('"Hadamard()"', f"'{subspace}', 'Stack({subspace}, LayerNormTuning())'")
+    )
+    files = prepare(plan, tmp_path / "folder")["file"].tolist()
+    assert f"bases/{basis}/{basis}.safetensors" in files
+    monkeypatch.setenv("HADAMARD_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ArgumentError, match=basis):
+        load_basis(basis)
+    monkeypatch.setenv(PREPARED, str(tmp_path / "folder"))
+    assert load_basis(basis).made == {"kind": "random", "seed": 0}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

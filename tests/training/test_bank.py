@@ -48,10 +48,6 @@ METHODS: dict[str, Adapter] = {
     "MAM": ht.MAM(bottleneck=4, length=2, prefix_bottleneck=4),
     "FullFineTuning": ht.FullFineTuning(),
 }
-BANKING = (
-    "bert", "roberta", "electra", "mpnet", "distilbert", "albert", "modernbert", "deberta", "deberta-v2",
-    "gpt2", "llama",
-)  # fmt: skip
 
 
 def shortly(**changes: Any) -> Protocol:
@@ -180,14 +176,20 @@ def test_gates_over_padding_are_refused() -> None:
         train_bank([member(ht.Pfeiffer(bottleneck=4, gated="original"))])
 
 
-@pytest.mark.parametrize("architecture", BANKING)
-def test_two_stages_on_every_architecture(architecture: str) -> None:
-    def make(seed: int) -> Member:
-        one = member(protocol=shortly(stage_one="full"), seed=seed, architecture=architecture)
-        one.attachment.model.double()
-        return one
+def test_the_padding_row_of_an_embedding_has_no_gradient_in_any_run() -> None:
+    """The tiny mpnet reads texts that begin with the token 1, which it holds for padding."""
 
-    assert_as_alone(*twice(make, 0, 3), atol=1e-8)
+    def make(seed: int) -> Member:
+        return member(ht.FullFineTuning(), shortly(stage_one="full"), seed=seed, architecture="mpnet")
+
+    banked = [make(seed) for seed in (0, 1, 2)]
+    name = "mpnet.embeddings.word_embeddings.weight"
+    before = banked[0].attachment.model.get_parameter(name).clone()
+    train_bank(banked)
+    for one in banked:
+        after = one.attachment.model.get_parameter(name)
+        assert torch.equal(after[1], before[1])
+        assert not torch.equal(after[2], before[2])
 
 
 def test_one_run_is_a_bank_too() -> None:
