@@ -221,7 +221,7 @@ def bases(
     """The specs of `studies.subspace_plan` by task and kind, at a rate to be replaced."""
     found = defaultdict(list)
     for spec in ht.studies.subspace_plan(store, tasks, KINDS, ks, seeds, learning_rate=1.0):
-        if spec.adapter != HEAD:
+        if isinstance(spec.adapter, ht.Subspace):
             found[spec.task, load_basis(spec.adapter.basis).made["kind"]].append(spec)
     return dict(found)
 
