@@ -17,7 +17,6 @@ from typing import Any
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.bases import load_basis
-from hadamard_toolkit.studies.subspace import KINDS
 
 Wanted = list[ht.RunSpec] | Callable[[], bool] | Future[Any]
 Cell = Generator[Wanted, None, float | None]
@@ -39,7 +38,7 @@ EMBEDDED = [
 ]
 LADDER = [float(f"{digit}e{power}") for power in range(-7, 1) for digit in (1, 3)]
 VECTORS, MATRICES, FULL = LADDER[7:12], LADDER[6:11], LADDER[3:8]
-COEFFICIENTS = LADDER[9:14]
+COEFFICIENTS = LADDER[10:13]
 BEYOND = 2  # rates that are tried at most beyond the grid
 HEAD, BOTH_NORMS, VECTORS_ALONE = ht.HeadOnly(), ht.LayerNormTuning(norm="both"), ht.Hadamard(norm=None)
 
@@ -174,7 +173,8 @@ class Wide(TwoStages):
 class Subspace(Plan):
     """k coefficients on directions of the vectors that `wide` trained; one rate per task and kind of directions."""
 
-    ks, seeds = (1, 2, 4, 8, 16), (1, 2, 3)
+    ks, seeds = (1, 4, 16), (1, 2, 3)
+    kinds = ("other tasks", "random", "own seeds", "permuted", "norm changes")
     pick_k = 4
 
     def __init__(self, store: ht.RunStore, name: str, comment: str, wide: Wide, executor: Executor) -> None:
@@ -183,7 +183,7 @@ class Subspace(Plan):
         self.specs: dict[tuple[str, str], list[ht.RunSpec]] = {}
 
     def cells(self) -> list[Cell]:
-        return [self._bases(), *(self._cell(task, kind) for kind in KINDS for task in self.wide.tasks)]
+        return [self._bases(), *(self._cell(task, kind) for kind in self.kinds for task in self.wide.tasks)]
 
     def _bases(self) -> Cell:
         """Wait for the vectors of all tasks and make the bases in a worker."""
@@ -191,7 +191,7 @@ class Subspace(Plan):
         yield lambda: all(one in self.wide.picked for one in ended)
         there = [spec for spec in self.wide.with_vectors if spec in self.store]
         tasks = sorted({spec.task for spec in there if spec.adapter == VECTORS_ALONE})
-        made = self.executor.submit(bases, self.store.only(there), tasks, self.ks, self.seeds)
+        made = self.executor.submit(bases, self.store.only(there), tasks, self.kinds, self.ks, self.seeds)
         yield made
         for (task, kind), specs in made.result().items():
             self.specs[task, kind] = specs
@@ -216,11 +216,11 @@ def _at(spec: ht.RunSpec, rate: float) -> ht.RunSpec:
 
 
 def bases(
-    store: ht.RunStore, tasks: list[str], ks: tuple[int, ...], seeds: tuple[int, ...]
+    store: ht.RunStore, tasks: list[str], kinds: tuple[str, ...], ks: tuple[int, ...], seeds: tuple[int, ...]
 ) -> dict[tuple[str, str], list[ht.RunSpec]]:
     """The specs of `studies.subspace_plan` by task and kind, at a rate to be replaced."""
     found = defaultdict(list)
-    for spec in ht.studies.subspace_plan(store, tasks, KINDS, ks, seeds, learning_rate=1.0):
+    for spec in ht.studies.subspace_plan(store, tasks, kinds, ks, seeds, learning_rate=1.0):
         if isinstance(spec.adapter, ht.Subspace):
             found[spec.task, load_basis(spec.adapter.basis).made["kind"]].append(spec)
     return dict(found)
