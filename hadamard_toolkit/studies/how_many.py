@@ -38,27 +38,26 @@ def coefficient_scores(store: RunStore, *, split: str = "test") -> pd.DataFrame:
         if kind is None or spec.sparsity is not None:
             continue
         k = adapter.k if isinstance(adapter, Subspace) else record["counts"]["adapter"]["trained"]
-        held_out = record["metrics"].get("validation", {}).get(headline, 0.0)
-        row = {"key": key, "task": spec.task, "kind": kind, "k": k, "seed": spec.seed}
-        rows.append(
-            {**row, "score": record["metrics"][split][headline], "by": spec.protocol, "held_out": held_out}
+        # A correlation with one answer for all rows is not defined, and recorded as null.
+        score, held_out = (
+            record["metrics"].get(part, {}).get(headline) or 0.0 for part in (split, "validation")
         )
-    table = pd.DataFrame(rows, columns=["key", "task", "kind", "k", "seed", "score", "by", "held_out"])
-    if missing := {HEAD, UNSHARED} - set(table["kind"]) or (
-        set() if set(table["kind"]) & set(KINDS) else {"subspace"}
-    ):
-        raise DataError(f"{store!r} has no runs of the kind {' and '.join(sorted(missing))}")
-    parts = [
-        max(
-            (rows for _, rows in part.groupby("by", sort=False)), key=lambda r: (len(r), r["held_out"].mean())
-        )
-        for _, part in table.groupby(["task", "kind", "k"])
+        rows.append((key, spec.task, kind, k, spec.seed, score, spec.protocol, held_out))
+    table = pd.DataFrame(rows, columns=["key", "task", "kind", "k", "seed", "score", "protocol", "held_out"])
+    for kinds in ([HEAD], [UNSHARED], KINDS):
+        if not table["kind"].isin(kinds).any():
+            raise DataError(f"{store!r} has no runs of the kind {' or '.join(map(repr, kinds))}")
+    best = [
+        max((runs for _, runs in cell.groupby("protocol", sort=False)), key=_worth)
+        for _, cell in table.groupby(["task", "kind", "k"])
     ]
-    return (
-        pd.concat(parts)
-        .drop(columns=["by", "held_out"])
-        .sort_values(["task", "kind", "k", "seed"], ignore_index=True)
-    )
+    scores = pd.concat(best).drop(columns=["protocol", "held_out"])
+    return scores.sort_values(["task", "kind", "k", "seed"], ignore_index=True)
+
+
+def _worth(runs: pd.DataFrame) -> tuple[int, float]:
+    """How many runs a protocol has, and their mean score on the held-out rows."""
+    return len(runs), float(runs["held_out"].mean())
 
 
 def gap_table(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -87,9 +86,9 @@ def numbers_needed(
 ) -> pd.DataFrame:
     """For each kind of basis and k, the share of the adapter's gain that k coefficients bring, mean over tasks.
 
-    `scores` is `coefficient_scores`. With s, h and u the means over seeds of a task (with k coefficients, head alone,
-    unshared), the share is (s − h) / (u − h) with `of="gap"` and s / u with `of="score"`. Tasks where u is not above h
-    by more than noise (`gap_table`) are left out. Intervals are t over the shares of tasks.
+    `scores` is `coefficient_scores`. With s, h and u the means over the common seeds of a task (with k coefficients,
+    head alone, unshared), the share is (s − h) / (u − h) with `of="gap"` and s / u with `of="score"`. Tasks where u is
+    not above h by more than noise (`gap_table`) are left out. Intervals are t over the shares of tasks.
 
     A k is `"enough"` where the one-sided bound of its share is at least `margin`, for it and every larger k of its kind
     (a fixed sequence from the largest down, which needs no correction); `"too few"` where the upper one is below;
@@ -108,15 +107,16 @@ def numbers_needed(
     check_range("margin", margin, above=0)
     check_range("level", level, above=0.5, below=1)
     tasks = gap_table(scores, level=level).set_index("task")
-    learned = tasks[tasks["learned"]]
-    floor = learned["head"] if of == "gap" else 0 * learned["head"]
-    seeds = scores.set_index(["task", "seed"]).index.isin(_by_seed(scores).index)
+    learned = tasks.index[tasks["learned"]]
+    ends = _by_seed(scores).loc[learned]
     rows = []
-    for (kind, k), part in scores[seeds & (scores["kind"] != UNSHARED)].groupby(["kind", "k"]):
-        means = part.groupby("task")["score"].mean().reindex(learned.index).dropna()
-        if not len(means):
+    for (kind, k), part in scores[scores["kind"] != UNSHARED].groupby(["kind", "k"]):
+        # Of each task the seeds that have all three.
+        means = ends.assign(score=part.set_index(["task", "seed"])["score"]).dropna().groupby("task").mean()
+        if means.empty:
             continue
-        shares = ((means - floor) / (learned["unshared"] - floor)).dropna().to_numpy()
+        floor = means[HEAD] if of == "gap" else 0
+        shares = ((means["score"] - floor) / (means[UNSHARED] - floor)).to_numpy()
         mean, low, high = t_interval(shares, level=level)
         _, bound, upper = t_interval(shares, level=2 * level - 1)
         rows.append(
@@ -130,7 +130,7 @@ def numbers_needed(
                 "upper": upper,
                 "power": _power(shares, margin, level),
                 "n": len(shares),
-                "left_out": len(tasks) - len(learned),
+                "left_out": int((~tasks["learned"]).sum()),
                 "margin": margin,
                 "of": of,
             }

@@ -68,9 +68,9 @@ def subspace_plan(
     - `"norm changes"`: the first, for both norms of every layer.
 
     All are orthonormal rows times the rms norm of the set, so that coefficients are of order 1. Where a basis has fewer
-    than k directions, there is no run. Each task and seed also has `HeadOnly()`, which is k = 0, and its unshared run
-    of the store. All runs have the protocol of the unshared ones, with `learning_rate` for the coefficients. Kind,
-    tasks, scale and the keys of the runs stand in the files of the bases and in the records (`train_info["basis"]`).
+    than k directions, there is no run. Each task and seed also has `HeadOnly()`, which is k = 0. All runs have the
+    protocol of the unshared runs, with `learning_rate` for the coefficients. Kind, tasks, scale and the keys of the
+    runs stand in the files of the bases and in the records (`train_info["basis"]`).
 
     Raises `DataError` where the store lacks such runs of a task, `ArgumentError` for unknown kinds.
     """
@@ -87,7 +87,6 @@ def subspace_plan(
                 f"{store!r} has no runs of {label_of(vectors.adapter)} with weights on task={task!r}"
             )
         first = vectors.specs[task][0]
-        specs += [spec for spec in vectors.specs[task] if spec.seed in seeds]
         specs += [replace(first, adapter=HeadOnly(), seed=seed) for seed in seeds]
         protocol = replace(first.protocol, learning_rate=learning_rate)
         for kind in kinds:
@@ -110,7 +109,8 @@ def _source(store: RunStore, backbone: str, adapter: Adapter) -> _Source:
         spec = RunSpec.from_dict(record["spec"])
         fits = spec.adapter == adapter and spec.backbone == backbone and spec.sparsity is None
         if fits and record["run_info"].get("weights") == KEPT and not spec.protocol.pretraining:
-            score = record["metrics"].get("validation", {}).get(record["headline"], 0.0)
+            # A correlation with one answer for all rows is not defined, and recorded as null.
+            score = record["metrics"].get("validation", {}).get(record["headline"]) or 0.0
             by_task.setdefault(spec.task, {}).setdefault(spec.protocol, []).append((score, spec))
     if not by_task:
         raise DataError(f"{store!r} has no runs of {label_of(adapter)} on {backbone} with their weights")
