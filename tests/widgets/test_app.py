@@ -116,3 +116,22 @@ def test_serving_refuses_an_unknown_run(store: RunStore) -> None:
         app.serve(store.folder, "ffff")
     with pytest.raises(DataError):
         app.serve(store.folder / "nowhere")
+
+
+def test_a_run_that_cannot_be_opened_says_so_in_the_view(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = store.keys()
+    shown = app.prunable(store)
+    monkeypatch.setattr(app, "prunable", lambda _: shown[shown["key"] != second])
+    [said] = app.pruner_app(store.folder, second).children
+    assert "its weights were not kept" in said.value
+    assert 'role="alert"' in said.value
+
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("its backbone is gone")
+
+    monkeypatch.setattr("hadamard_toolkit.widgets.pruner.LayerPruner", fail)
+    *_, said = app.pruner_app(store.folder, first).children
+    assert "its backbone is gone" in said.value
+    assert 'role="alert"' in said.value

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
-from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.studies.layer_ablation import layer_importance
 from hadamard_toolkit.widgets import evaluation as module
@@ -303,3 +303,16 @@ def test_what_cannot_be_switched_is_refused() -> None:
         Evaluation(attachment, tiny_task(), tiny_tokenizer())
     with pytest.raises(ArgumentError, match="split='dev' is not allowed"):
         Evaluation(attachment, tiny_task(), tiny_tokenizer(), split="dev")
+
+
+def test_runs_without_the_predictions_that_are_shown_are_refused(run: Run) -> None:
+    spans = replace(run, predictions={"test": {"rows": run.predictions["test"]["rows"]}})
+    with pytest.raises(UnsupportedError, match="has no logits for 'test'"):
+        Evaluation.of_run(spans)
+    evaluation = Evaluation.of_run(run, split="test", rows=4)
+    assert evaluation.score_of(run).value == evaluation.score(range(3)).value
+    part = run.predictions["test"]
+    some = {name: values[part["rows"] != evaluation.positions[0]] for name, values in part.items()}
+    for predictions in ({"test": some}, {}):
+        with pytest.raises(DataError, match="has no predictions for the rows shown here"):
+            evaluation.score_of(replace(run, predictions=predictions))

@@ -215,3 +215,47 @@ def test_a_figure_of_an_attachment_names_no_runs(tmp_path: Path) -> None:
     with LayerPruner(attachment, tiny_task(), tokenizer=tiny_tokenizer(), figures=tmp_path) as pruner:
         record = json.loads(pruner.export().json.read_text())
     assert record["notes"] == {"kept": "0-2", "runs": []}
+
+
+def test_consensus_keeps_the_layers_that_other_tasks_remove_last(
+    pruner: LayerPruner, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def order(store: RunStore, tasks: set[str], layers: tuple[int, ...]) -> tuple[int, ...]:
+        asked.append((store.folder, tasks, layers))
+        return (2, 0, 1)
+
+    monkeypatch.setattr("hadamard_toolkit.widgets.pruner.consensus_order", order)
+    assert pruner.preset("consensus", 1).kept_layers == (1,)
+    assert pruner.preset("consensus", 2).kept_layers == (0, 1)
+    assert pruner.preset("consensus").kept_layers == (0, 1, 2)
+    assert asked == [(run.store, {"sst2"}, (0, 1, 2))], "once, in the store that the run was read from"
+    other = RunStore(tmp_path / "others")
+    with LayerPruner(run, store=tmp_path / "runs", reference=other.folder, ahead=False) as pruner:
+        assert pruner.preset("consensus", 1).kept_layers == (1,)
+    assert asked[1][0] == other.folder
+    attachment = ht.attach(tiny_bert(), ht.Hadamard())
+    with (
+        LayerPruner(attachment, tiny_task(), tokenizer=tiny_tokenizer(), ahead=False) as pruner,
+        pytest.raises(ArgumentError, match="reference=None is not allowed here"),
+    ):
+        pruner.preset("consensus", 1)
+
+
+def test_a_range_in_other_words_is_written_as_the_pruner_writes_it(pruner: LayerPruner) -> None:
+    pruner.panel.range.value = "0, 1,2"
+    assert pruner.panel.range.value == "0-2"
+    assert not pruner.state.can_undo, "nothing has changed"
+
+
+def test_tasks_with_other_places_do_not_share_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluations = [
+        Evaluation(ht.attach(tiny_bert(), adapter), tiny_task(), tiny_tokenizer(), name=name)
+        for name, adapter in (("first", ht.Hadamard()), ("second", ht.Hadamard(layers=(0, 1))))
+    ]
+    monkeypatch.setattr(
+        "hadamard_toolkit.widgets.pruner.subjects", lambda *_, **__: (evaluations, [None] * 2, [None] * 2)
+    )
+    with pytest.raises(ArgumentError, match="second has its adapter in other places than first"):
+        LayerPruner([])

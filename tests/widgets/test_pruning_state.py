@@ -248,3 +248,23 @@ def test_no_model_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("places", "importance", "kept", "said"),
+    [
+        ((), (), (), "give at least one, each once"),
+        (((0, "a"), (0, "a")), (1.0, 1.0), (), "give at least one, each once"),
+        (((0, "a"), (1, "a")), (1.0,), (), "give one finite number for each of 2 places"),
+        (((0, "a"),), (float("inf"),), (), "give one finite number for each of 1 places"),
+        (((0, "a"),), (1.0,), ((0, "b"),), r"kept=\[\(0, 'b'\)\] is not allowed; there is no such place"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(
+    places: tuple[tuple[int, str], ...],
+    importance: tuple[float, ...],
+    kept: tuple[tuple[int, str], ...],
+    said: str,
+) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        PruningState(places, importance, frozenset(kept))

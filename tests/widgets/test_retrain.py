@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
+from hadamard_toolkit.widgets import retrain as module
 from hadamard_toolkit.widgets.retrain import Retraining, RetrainingError
 
 
@@ -49,3 +52,16 @@ def test_a_failure_says_why(tiny_spec: RunSpec, tmp_path: Path) -> None:
     )
     with pytest.raises(RetrainingError, match=r"train_rows=10000.*ask for fewer"):
         job.result()
+    job.cancel()
+    assert not job.cancelled, "it had ended before"
+
+
+def test_a_process_that_does_not_end_by_itself_is_killed(
+    tiny_spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.1)
+    job = Retraining(tiny_spec, RunStore(tmp_path))
+    os.kill(job._process.pid, signal.SIGSTOP)  # what stands still does not see that it is to end
+    job.cancel()
+    assert job.finished
+    assert job.result() is None
