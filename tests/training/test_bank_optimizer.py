@@ -44,3 +44,30 @@ def test_the_optimizer_is_that_of_torch() -> None:
     for run, (parameters, _, _) in enumerate(theirs):
         for name, parameter in zip(shapes, parameters, strict=True):
             assert torch.allclose(ours.leaves[name][run], parameter, rtol=0, atol=1e-6)
+
+
+def test_what_the_loss_does_not_use_stays_as_it_is() -> None:
+    """Nor does it decay, as in torch's optimizers, whose parameters have no gradient then."""
+    generator = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(2, 4, 4, generator=generator) for name in ("used", "idle")}
+    ours = StackedAdamW(start, [Course(shortly(weight_decay=0.5), 1e-1, 3)] * 2, {})
+    for step in range(3):
+        ours.step(ours.leaves["used"].pow(2).flatten(1).sum(1), step)
+    assert torch.equal(ours.leaves["idle"], start["idle"])
+    assert not torch.allclose(ours.leaves["used"], start["used"], atol=1e-2)
+
+
+def test_masks_and_courses_stay_with_the_runs_that_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    removed = torch.rand(3, 4, 4, generator=generator) < 0.5
+    start = torch.randn(3, 4, 4, generator=generator) * ~removed
+    courses = [Course(shortly(), rate, 4) for rate in (1e-1, 1e-2, 1e-3)]
+    ours = StackedAdamW({"matrix": start}, courses, {"matrix": removed})
+    kept = [0, 2]
+    ours.keep(kept)
+    for step in range(4):
+        ours.step((ours.leaves["matrix"] - 5).pow(2).flatten(1).sum(1), step)
+    after = ours.leaves["matrix"].detach()
+    assert torch.equal(after == 0, removed[kept])
+    moved = (after - start[kept]).abs().flatten(1).amax(1)
+    assert moved[0] > 20 * moved[1] > 0, "each by its own rate"
