@@ -43,6 +43,14 @@ def test_the_columns_go_from_nothing_to_everything() -> None:
     filled = [line for line in matrix.lines if line.get_linestyle() == "-"]
     assert [len(line.get_ydata()) for line in filled] == [sum(cell) for cell in CELLS]
     assert [label.get_text() for label in matrix.get_yticklabels()] == ["W", "b", "norm"]
+    beside = dict(zip(["W", "b", "norm"], matrix.get_yticks(), strict=True))
+    assert beside["W"] > beside["b"] > beside["norm"]
+    for line, cell in zip(filled, CELLS, strict=True):
+        assert list(line.get_ydata()) == [
+            beside[name] for name, there in zip(beside, cell, strict=True) if there
+        ]
+    low, high = matrix.get_ylim()
+    assert all(low < height < high for height in beside.values())
     assert "3 seeds" in note(figure)
     assert "no run" not in note(figure)
 

@@ -67,6 +67,13 @@ def test_matrices_are_the_mean_overlap_of_each_cell() -> None:
         overlap_matrices(pd.concat([table().assign(sparsity=0.4), table().assign(sparsity=0.8)]))
 
 
+def test_three_cells_leave_one_place_empty_and_name_the_scorers_above_it() -> None:
+    figure = overlap_matrices(table().query("same_init or same_task"))
+    assert [axis.axison for axis in figure.axes] == [True, True, True, False]
+    below = [axis.xaxis.get_tick_params()["labelbottom"] for axis in figure.axes[:3]]
+    assert below == [False, True, True], "the lowest of each column"
+
+
 def test_blank_cells_are_explained() -> None:
     assert "Blank: no pair" in note(overlap_matrices(table()))
     assert "Blank" not in note(overlap_matrices(table().query("not same_init")))

@@ -165,6 +165,9 @@ def test_unequal_numbers_of_seeds_are_stated_in_curves_and_vectors() -> None:
     table = vectors()
     fewer = table[(table["seed"] == 0) | (table["task"] == table["task"].iloc[0])]
     assert "101 coordinates in 1 to 2 seeds" in texts(vectors_by_layer(fewer))
+    alone = texts(vectors_by_layer(table[table["seed"] == 0].drop(columns="seed")))
+    assert "101 coordinates" in alone
+    assert "seed" not in alone
     table = curves()
     fewer = table[(table["seed"] == table["seed"].iloc[0]) | (table["method"] == table["method"].iloc[0])]
     assert "1 to 2 seeds" in texts(training_curves(fewer))

@@ -237,3 +237,12 @@ def test_every_figure(draw: Callable[..., Figure], table: pd.DataFrame) -> None:
             draw(table.drop(columns=column))
     with pytest.raises(ArgumentError, match="no rows"):
         draw(table.head(0))
+
+
+def test_a_kind_that_was_not_measured_on_a_task_leaves_its_place_empty() -> None:
+    figure = transplant_gains(transplants().query("not (task == 'films' and kind == 'own')"))
+    own = figure.axes[0]
+    marks: list[Any] = [line for line in own.lines if line.get_marker() not in ("None", None)]
+    rows = [round(float(line.get_ydata()[0])) for line in marks]
+    assert rows == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert [label.get_text() for label in own.get_yticklabels()] == list(TASKS)

@@ -99,6 +99,20 @@ def test_scores_are_means_by_sparsity_with_the_deviation_over_seeds() -> None:
     assert "n = 3" in texts(figure)
 
 
+def test_without_unpruned_runs_no_line_is_drawn_across() -> None:
+    figure = score_against_sparsity(runs().query("sparsity > 0 and control == 'none'"))
+    panel = shown_panels(figure)[0]
+    assert len(curves(panel)) == len(panel.lines) == 2
+    assert "unpruned" not in legend(figure)
+
+
+def test_unpruned_runs_alone_are_a_line_without_sparsities() -> None:
+    panel = shown_panels(score_against_sparsity(runs().query("sparsity == 0")))[0]
+    assert list(panel.get_xticks()) == []
+    assert not curves(panel)
+    assert list(panel.lines[0].get_ydata()) == pytest.approx([0.91, 0.91])
+
+
 def test_controls_are_hollow_and_stand_behind_their_mask_in_its_colour() -> None:
     axis = shown_panels(score_against_sparsity(runs()))[0]
     snip, _, mask, *controls = curves(axis)
@@ -242,6 +256,8 @@ def test_density_is_the_share_kept_of_all_tensors_of_a_layer() -> None:
     assert list(snip.get_ydata()) == pytest.approx([10, 20, 30])
     assert list(random.get_ydata()) == pytest.approx([20, 20, 20])
     assert panels[0].get_ylim()[0] == 0
+    fewer = masks().query("not (adapter == 'adapter 1' and scorer == 'snip')")
+    assert [len(curves(panel)) for panel in shown_panels(density_by_layer(fewer))] == [2, 1]
     assert legend(figure) == ["snip", "random"]
     assert "seed" not in texts(figure)
 

@@ -61,7 +61,7 @@ def test_other_columns_may_be_compared_and_paired() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(DataError, match="more than one row"):
+    with pytest.raises(DataError, match=r"more than one row for \{'task': '.*'\}; one row per run"):
         gains(pd.concat([scores(), scores()]), {"x": ("better", "control")})
     mixed = scores(metric=["accuracy", "accuracy", "spearman", "spearman", "accuracy", "accuracy"] * 2)
     with pytest.raises(DataError, match="no common unit"):

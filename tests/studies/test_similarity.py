@@ -318,6 +318,10 @@ def test_a_task_without_a_pair_has_no_part_in_the_interval() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ArgumentError, match="fewer than two runs"):
         vector_similarity(planted().query("key == 'alone 0'"))
+    with pytest.raises(
+        ArgumentError, match=r"vectors\['vector'\] holds \['gain'\]; allowed are \['bias', 'weight'\]"
+    ):
+        vector_similarity(planted().assign(vector="gain"))
     with pytest.raises(ArgumentError, match="outliers=383"):
         vector_similarity(planted(), outliers=383)
     with pytest.raises(ArgumentError, match="null_direction='zeros'"):
