@@ -19,9 +19,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers import logging as transformers_logging
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.backbones import HEADS, backbone_from_config, backbone_provenance, load_backbone, seeded
+from hadamard_toolkit.backbones import (
+    HEADS,
+    _quiet,
+    backbone_from_config,
+    backbone_provenance,
+    load_backbone,
+    seeded,
+)
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from tests.architectures import ARCHITECTURES, tiny_batch, tiny_config
 from tests.training.tiny import tiny_tokenizer
@@ -342,6 +350,26 @@ def test_bad_arguments(choices: dict[str, Any], message: str) -> None:
         backbone_from_config(tiny_config("bert"), **choices)
     with pytest.raises(ArgumentError, match=message):
         load_backbone("minilm-l6", **choices)
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_loading_leaves_the_messages_of_transformers_as_they_were(bars: bool) -> None:
+    level, before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    switch = {
+        True: transformers_logging.enable_progress_bar,
+        False: transformers_logging.disable_progress_bar,
+    }
+    try:
+        switch[bars]()
+        transformers_logging.set_verbosity_info()
+        with _quiet():
+            assert not transformers_logging.is_progress_bar_enabled()
+            assert transformers_logging.get_verbosity() == transformers_logging.ERROR
+        assert transformers_logging.is_progress_bar_enabled() is bars
+        assert transformers_logging.get_verbosity() == transformers_logging.INFO
+    finally:
+        switch[before]()
+        transformers_logging.set_verbosity(level)
 
 
 def test_seeded_restores_the_state_after_an_error() -> None:

@@ -74,3 +74,38 @@ def test_a_checkout_has_its_project_file_and_its_notebooks(
     monkeypatch.delenv("HADAMARD_CACHE", raising=False)
     assert paths.in_checkout() == checkout
     assert (paths.cache_folder() == tmp_path / "data" / "cache") == checkout
+
+
+def test_a_name_is_a_folder_where_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    assert paths.folder_of("~/models") == tmp_path / "models"
+    assert paths.folder_of("~nobody-of-this-name/models") is None
+    assert paths.folder_of("bert-base-uncased") is None
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = {1: PermissionError, 2: None, 3: ProcessLookupError}
+
+    def signal(process: int, number: int) -> None:
+        assert number == 0, "asked, not killed"
+        if error := lives[process]:
+            raise error
+
+    monkeypatch.setattr(os, "kill", signal)
+    now = 10_000.0
+    monkeypatch.setattr(paths.time, "time", lambda: now)
+    for process in lives:
+        for age in (paths.STALE_SECONDS, paths.STALE_SECONDS + 1):
+            folder = tmp_path / f".staging-{process}-{age}"
+            folder.mkdir()
+            os.utime(folder, (now - age, now - age))
+    (tmp_path / ".staging-mine").mkdir()
+    os.utime(tmp_path / ".staging-mine", (0, 0))
+    (tmp_path / ".staging-3-gone").symlink_to(tmp_path / "nowhere")  # finished while we looked
+    before = {path.name for path in tmp_path.iterdir()}
+    paths.remove_leftovers(tmp_path)
+    gone = before - {path.name for path in tmp_path.iterdir()}
+    assert gone == {f".staging-3-{paths.STALE_SECONDS + 1}"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.masking import compact, expand
 from hadamard_toolkit.errors import ArgumentError, DataError
 from tests.adapters.life import LABELS, shake
 from tests.architectures import tiny_batch, tiny_model
@@ -105,3 +106,29 @@ def test_a_mask_fits_a_parameter(name: str, shape: tuple[int, ...], message: str
     with pytest.raises(DataError, match=message):
         attachment.mask({name: torch.ones(shape, dtype=torch.bool)}, {})
     assert attachment.masking is None
+
+
+def test_masks_come_once_and_before_merging() -> None:
+    attachment, _ = masked(kept_columns=8)
+    with pytest.raises(ArgumentError, match="has masks already"):
+        attachment.mask({NAME: first(4)}, {"by": "hand"})
+    merged = ht.attach(tiny_model("bert"), ht.LoRA(rank=2))
+    merged.merge()
+    with pytest.raises(ArgumentError, match="masks must be there before merge"):
+        merged.mask({NAME: first(4)}, {"by": "hand"})
+    assert not merged.masking
+
+
+def test_kept_entries_come_back_where_they_were() -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
+    kept = {"a": torch.tensor([[True, False, True], [False, False, True]])}
+    small = compact(state, kept)
+    assert small["a"].tolist() == [0, 2, 5]
+    full = expand(small, kept)
+    assert torch.equal(full["a"], state["a"] * kept["a"])
+    assert torch.equal(full["b"], state["b"])
+    for wrong in (small["a"][:2], state["a"]):
+        with pytest.raises(DataError, match="the kept entries of 'a' do not fit its mask, which keeps 3"):
+            expand({"a": wrong}, kept)
+    with pytest.raises(DataError, match="the kept entries of 'a' do not fit"):
+        expand({"b": state["b"]}, kept)

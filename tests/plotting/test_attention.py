@@ -93,9 +93,7 @@ def test_what_intervals_hold_for_depends_on_the_seeds() -> None:
     assert "one seed" not in note(attention_norms(table))
     mixed = table.assign(n_seeds=table["n_seeds"].where(~one, 1))
     assert f"{several} (one seed: for other texts only)" in note(attention_norms(mixed))
-    assert "for other texts and these trained models" in note(
-        attention_norms(table.assign(n_seeds=1))
-    )
+    assert "for other texts and these trained models" in note(attention_norms(table.assign(n_seeds=1)))
 
 
 def test_methods_have_axes_of_their_own_so_that_none_is_flattened() -> None:

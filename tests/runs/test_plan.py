@@ -66,6 +66,7 @@ def test_adapters_are_read_as_written(text: str, adapter: Any) -> None:
     [
         ("Hadamrd()", "adapter='Hadamrd' is not allowed; choose one of"),
         ("Hadamard(colour='red')", "colour"),
+        ("Hadamard('all', 'attention_output', None, (), 5)", "does not fit: .*positional"),
         ("Hadamard(placement='nowhere')", "placement='nowhere'"),
         ("Hadamard(", "cannot be read"),
         ("", "cannot be read"),

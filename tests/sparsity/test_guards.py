@@ -12,7 +12,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter, Declared, Insertion, SiteModule
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.sites import Sites
-from hadamard_toolkit.sparsity.guards import DegenerateScores
+from hadamard_toolkit.sparsity.guards import SHOWN, DegenerateScores, check_rank
 from hadamard_toolkit.sparsity.scores import SCORERS, Scorer
 from tests.sparsity.tiny import ADAPTERS, attached, batches
 
@@ -131,3 +131,31 @@ def test_a_fusion_is_told_what_stops_its_scores() -> None:
     for scorer in ("synflow", "snip"):
         with pytest.raises(DegenerateScores, match=r"'tasks\.one\.up\.weight'.*never loaded.*load_adapters"):
             ht.sparsify(nothing, scorer=scorer, sparsity=0.5, batches=batches())
+
+
+def zeros(*names: str) -> tuple[dict[str, Tensor], dict[str, nn.Parameter]]:
+    scores = {name: torch.zeros(2, 2) for name in names}
+    return scores, {name: nn.Parameter(torch.rand(2, 2)) for name in names}
+
+
+def test_gradients_that_vanish_for_no_reason_of_the_adapter_are_put_down_to_the_data() -> None:
+    scores, parameters = zeros("a", "b")
+    scores["b"] = torch.rand(2, 2)
+    with pytest.raises(DegenerateScores, match=r"of 'a' the same score.*narrow ReLU bottleneck is off"):
+        check_rank("snip", scores, parameters, [])
+    check_rank("random", *zeros("a"), [])
+
+
+def test_what_follows_is_zero_where_ones_do_not_get_through_and_no_norm_is_there() -> None:
+    with pytest.raises(
+        DegenerateScores, match=r"all-ones input does not get through: what follows them is zero"
+    ):
+        check_rank("synflow", *zeros("a"), [])
+
+
+def test_names_beyond_the_first_few_are_counted() -> None:
+    names = [f"n{place}" for place in range(SHOWN + 2)]
+    with pytest.raises(DegenerateScores, match=f"'n{SHOWN - 1}' and 2 more"):
+        check_rank("snip", *zeros(*names), [])
+    with pytest.raises(DegenerateScores, match=f"'n{SHOWN - 2}', 'n{SHOWN - 1}' the same"):
+        check_rank("snip", *zeros(*names[:SHOWN]), [])

@@ -144,6 +144,16 @@ def test_bad_schedules_are_refused(changes: dict[str, Any], message: str) -> Non
         ht.GradualPruning(attached(), **{"sparsity": 0.5, **changes})
 
 
+def test_a_schedule_has_its_masks_for_itself() -> None:
+    attachment = attached()
+    gradual = ht.GradualPruning(attachment, sparsity=0.8, end=0.8)
+    with pytest.raises(ArgumentError, match="has masks already"):
+        ht.GradualPruning(attachment, sparsity=0.8)
+    gradual.masks.remove()
+    with pytest.raises(ArgumentError, match="the masks of this schedule were removed while it ran"):
+        gradual(80, 100, NEVER)
+
+
 def test_a_one_step_run_reaches_its_sparsity() -> None:
     attachment = attached()
     gradual = ht.GradualPruning(attachment, sparsity=0.5)

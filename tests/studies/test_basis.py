@@ -142,6 +142,8 @@ def test_what_cannot_be_asked_is_told() -> None:
             captured(vectors, basis, k)
     with pytest.raises(ArgumentError, match="basis has shape"):
         captured(vectors, basis, 1, parts=("bias",))
+    with pytest.raises(ArgumentError, match=r"parts=\(\) is not allowed; name at least one"):
+        task_basis(vectors, "task 0", parts=())
     with pytest.raises(ArgumentError, match="parts='norm'"):
         task_basis(vectors, "task 0", parts=("norm",))
     with pytest.raises(DataError, match="same layers"):

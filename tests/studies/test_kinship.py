@@ -139,6 +139,8 @@ def test_mantel_states_the_least_p_that_it_could_give() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ArgumentError, match="same tasks"):
         mantel(square(np.eye(4)), square(np.eye(5)))
+    with pytest.raises(ArgumentError, match=r"is \(4, 3\); a square table with the same tasks"):
+        mantel(square(np.eye(4)).iloc[:, :3], square(np.eye(4)))
     points = np.random.default_rng(0)
     with pytest.raises(ArgumentError, match="at least 4"):  # six orders of three tasks tell nothing
         mantel(square(distances(points, 3)), square(distances(points, 3)))

@@ -173,6 +173,8 @@ def test_what_cannot_be_read() -> None:
         leave_one_out(pd.concat([removals, deeper]))
     with pytest.raises(DataError, match="greedy path"):
         greedy_elimination(removals[removals["kept"] != "1,2,3"])
+    with pytest.raises(DataError, match="without the score of all 4 layers kept"):
+        leave_one_out(removals[(removals["kept"] != "0,1,2,3") | (removals["seed"] > 0)])
     with pytest.raises(ArgumentError, match="no column 'kept'"):
         leave_one_out(removals.drop(columns="kept"))
 

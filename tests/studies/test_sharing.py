@@ -178,6 +178,8 @@ def test_runs_without_every_scheme_do_not_count() -> None:
     assert by_task.loc["mean", "t2"] == pytest.approx(expected)
     with pytest.raises(ArgumentError, match="more than one row"):
         sharing_summary(pd.concat([whole, whole]))
+    with pytest.raises(ArgumentError, match="no task and seed of table has a score for every scheme"):
+        sharing_summary(whole[(whole["task"] == "t0") != (whole["scheme"] == "mean")])
 
 
 def test_two_tasks_are_no_proof() -> None:

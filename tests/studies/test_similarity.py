@@ -97,6 +97,10 @@ def test_a_planted_direction_is_recovered_once_noise_is_taken_out(
 
 def test_pairs_of_one_seed_do_not_count(summary: pd.DataFrame) -> None:
     pairs = vector_similarity(planted(), permutations=19)
+    assert list(pairs.columns) == [
+        *("task_a", "task_b", "seed_a", "seed_b", "key_a", "key_b", "layer", "vector", "measure", "removed"),
+        *("value", "floor", "floor_high", "random_sd"),
+    ]
     assert len(pairs[pairs["layer"] == ALL_LAYERS].query("task_a != task_b and seed_a == seed_b")) > 0
     sabotaged = pairs.assign(value=pairs["value"].where(pairs["seed_a"] != pairs["seed_b"], 1.0))
     pd.testing.assert_frame_equal(similarity_summary(pairs), similarity_summary(sabotaged))

@@ -157,3 +157,9 @@ def test_regression_tests_the_score_over_seeds() -> None:
     )
     row = smallest_set(removals.assign(n=50, correct=None), removal_paths(removals), margin=0.05).iloc[0]
     assert (row["size"], row["measure"], row["confirmed"]) == (1, "score", True)
+
+
+def test_shares_of_several_rules_at_once_are_refused() -> None:
+    paths = removal_paths(by_rows(lambda kept: 0.8, tasks=1))
+    with pytest.raises(ArgumentError, match=r"paths holds rules .*; give one of them"):
+        kept_share(paths, 2)

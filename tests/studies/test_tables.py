@@ -39,6 +39,10 @@ def store(make_spec: Callable[..., ht.RunSpec], tmp_path: Path) -> ht.RunStore:
 
 def test_tables_of_a_store(store: ht.RunStore) -> None:
     scores = score_table(store)
+    assert list(scores.columns) == [
+        "key", "task", "method", "label", "seed", "metric", "score", "n", "train_rows", "subset",
+    ]  # fmt: skip
+    assert scores.index.tolist() == list(range(4))
     assert scores[["method", "seed"]].values.tolist() == [
         ["Hadamard", 0],
         ["Hadamard", 1],
@@ -68,6 +72,10 @@ def test_tables_of_a_store(store: ht.RunStore) -> None:
     weight = vectors[(vectors["seed"] == 1) & (vectors["layer"] == 2) & (vectors["vector"] == "weight")]
     np.testing.assert_array_equal(weight["value"], run.vectors()["attention_output.weight"][2])
     assert weight["coordinate"].tolist() == list(range(16))
+    assert list(vectors.columns) == ["key", "task", "seed", "layer", "vector", "coordinate", "value"]
+    assert vectors.index.tolist() == list(range(len(vectors)))
+    order = ["task", "seed", "layer", "vector", "coordinate"]
+    assert vectors[order].equals(vectors[order].sort_values(order, ignore_index=True))
     with pytest.raises(DataError, match="site='key'"):
         vector_table(store, site="key")
 

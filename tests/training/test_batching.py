@@ -138,6 +138,11 @@ def test_select_reorders_everything() -> None:
     assert chosen.labels.tolist() == [2, 0]
 
 
+def test_no_rows_are_no_batches() -> None:
+    assert list(LengthBucketedBatches([], 4)) == []
+    assert len(LengthBucketedBatches([], 4)) == 0
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ArgumentError, match="batch_size=0"):
         LengthBucketedBatches([1], 0)

@@ -259,3 +259,10 @@ def test_tasks_with_other_places_do_not_share_switches(monkeypatch: pytest.Monke
     )
     with pytest.raises(ArgumentError, match="second has its adapter in other places than first"):
         LayerPruner([])
+
+
+def test_a_click_does_what_the_button_says(pruner: LayerPruner) -> None:
+    pruner.apply(Toggle(1))
+    for button, text in (("undo", "0-2"), ("redo", "0,2"), ("reset", "0-2")):
+        getattr(pruner.panel, button).click()
+        assert pruner.state.range_text == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from hadamard_toolkit.runs.record import Run
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.widgets import pruner as module
 from hadamard_toolkit.widgets import views
+from hadamard_toolkit.widgets.background import Background
 from hadamard_toolkit.widgets.evaluation import Evaluation
 from hadamard_toolkit.widgets.pruner import LayerPruner
 from hadamard_toolkit.widgets.pruning_state import Range, Toggle
@@ -213,3 +215,28 @@ def test_cancel_and_close_end_a_retraining(run: Run, tmp_path: Path, monkeypatch
         assert len(NeverDone.begun) == 2
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_other_things_happen_between_two_steps_of_the_background(long: bool) -> None:
+    seen = []
+
+    async def session() -> None:
+        background = Background(lambda *_: None, lambda text: None, lambda: None)
+        turns = 0
+
+        def steps() -> Iterator[tuple[str, float]]:
+            for _ in range(4):
+                seen.append(turns)
+                yield "at work", 0.5
+
+        if long:
+            background.start(steps(), lambda: None)
+        else:
+            background.fill(steps())
+        while len(seen) < 4:
+            turns += 1
+            await asyncio.sleep(0)
+
+    asyncio.run(session())
+    assert len(set(seen)) == 4
