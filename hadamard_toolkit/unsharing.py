@@ -105,7 +105,6 @@ class _Steps(nn.ModuleList):
             for name, value in entries.items():
                 if name.startswith(before):
                     state_dict[f"{prefix}{step}.{name.removeprefix(before)}"] = value
-        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
 
 class _OneGroupEach:

@@ -252,6 +252,13 @@ def test_tensors_without_a_place_in_the_architecture_are_refused(base: bool, tmp
     message = rf"holds 1 tensors that BertForSequenceClassification does not use, the first '{lost}'.*too few layers"
     with pytest.raises(DataError, match=message):
         load_backbone(str(tmp_path))
+    save_with(
+        model.base_model if base else model,
+        tmp_path,
+        {name: torch.zeros(16) for name in (lost, lost.replace("weight", "bias"))},
+    )
+    with pytest.raises(DataError, match=r"holds 2 tensors.*too few layers"):
+        load_backbone(str(tmp_path))
     with pytest.raises(DataError, match=r"BertForMaskedLM does not use"):
         load_backbone(str(tmp_path), head="masked-lm")
 
