@@ -114,9 +114,8 @@ def _unusable(spec: RunSpec, store: RunStore, here: Here) -> Attempt | None:
 def _summary(attempt: Attempt, store: RunStore) -> dict[str, Any]:
     spec, status, score, seconds = attempt.spec, attempt.status, float("nan"), float("nan")
     if status != "outdated":
-        with suppress(
-            DataError
-        ):  # there may be no run; one that was done elsewhere may have finished meanwhile
+        # There may be no record; and a run that another process was doing may have finished meanwhile.
+        with suppress(DataError):
             record = store.record(spec.key)
             status = "present" if status == "present" else "done"
             value = record["metrics"]["test"][record["headline"]]
