@@ -117,3 +117,20 @@ def test_doctor_compares_versions_with_the_bounds(
         r"requirements +hadamard.toolkit 1\.0 has requirement torch<1, but you have torch 2", line
     )
     assert last == "broken: requirements"
+
+
+def test_doctor_says_where_data_would_be_and_that_the_hub_may_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HADAMARD_DATA", str(tmp_path))
+    for flag in doctor.HUB_FLAGS:
+        monkeypatch.setenv(flag, "0")
+    [glue] = [finding for finding in doctor._data() if finding.topic == "glue"]
+    assert glue.ok is None
+    assert f"no local files in {tmp_path}; set HADAMARD_DATA" in glue.text
+    [hub] = doctor._hub()
+    assert hub.ok
+    assert hub.text.startswith("allowed")
+    monkeypatch.setenv(doctor.HUB_FLAGS[-1], "yes")
+    [hub] = doctor._hub()
+    assert hub.text.startswith(f"offline ({doctor.HUB_FLAGS[-1]})")

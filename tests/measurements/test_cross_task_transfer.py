@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError
 from hadamard_toolkit.measurements import cross_task_transfer as module
+from hadamard_toolkit.measurements import measure
 from hadamard_toolkit.measurements.cross_task_transfer import donors, transplant
 from hadamard_toolkit.runs.record import Run
 from tests.runs.conftest import PROTOCOL
@@ -167,3 +170,15 @@ def test_runs_without_vectors_are_refused(store: ht.RunStore) -> None:
         transplant(find(store, "sst2", ht.HeadOnly()), store)
     with pytest.raises(ArgumentError, match="norms='own'"):
         transplant(find(store, "sst2"), store, norms=("own",))
+
+
+@pytest.mark.parametrize("measurement", ["attention", "transplant", "removal"])
+def test_spans_are_refused(measurement: str, store: ht.RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = store.run(store.keys()[0])
+    about = {**run.info["meta_info"], "task": {**run.info["meta_info"]["task"], "head": "span"}}
+    run = replace(run, info={**run.info, "meta_info": about})
+    monkeypatch.setattr(
+        "hadamard_toolkit.tasks.registry.load_task", lambda name: SimpleNamespace(name=name, kind="span")
+    )
+    with pytest.raises(UnsupportedError, match="span"):
+        measure(measurement, run, store)

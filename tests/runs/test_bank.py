@@ -18,6 +18,7 @@ from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.runs.sweep import sweep
+from hadamard_toolkit.training.pretraining_step import ContinuedPretraining
 from tests.runs.conftest import PROTOCOL
 
 MakeSpec = Callable[..., RunSpec]
@@ -214,3 +215,31 @@ def test_models_of_a_bank_share_their_frozen_weights(
     with pytest.raises(UnsupportedError, match="seen"):
         run_bank([make_spec(seed=seed) for seed in (0, 1)])
     assert module.SHARED
+
+
+def test_a_run_that_cannot_be_in_a_bank_is_known_from_its_spec(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def protocol(**changes: Any) -> RunSpec:
+        return make_spec(protocol=replace(PROTOCOL, **changes))
+
+    assert module.refusal(make_spec()) == ""
+    assert (
+        module.refusal(protocol(pretraining=(ContinuedPretraining(),))) == "its backbone is pretrained for it"
+    )
+    gradual = ht.Sparsity(scorer="magnitude", sparsity=0.5, when="gradual")
+    assert module.refusal(make_spec(sparsity=gradual)) == "its masks change while it trains"
+    assert module.refusal(make_spec(sparsity=ht.Sparsity("magnitude", 0.5))) == ""
+    assert module.refusal(make_spec(adapter=ht.AdapterFusion(("sst2", "cola")))) == "it is made of other runs"
+    assert module.refusal(make_spec(adapter=ht.AdapterFusion(("sst2", "SST-2")))).startswith(
+        "ArgumentError: tasks="
+    )
+    monkeypatch.setattr(module, "_about", lambda task: ("span", 2, "span"))
+    assert module.refusal(make_spec()) == "a bank trains classification and regression, not spans"
+
+
+def test_masks_that_change_are_refused_by_the_bank_itself(make_spec: MakeSpec) -> None:
+    gradual = ht.Sparsity(scorer="magnitude", sparsity=0.5, when="gradual")
+    spec = make_spec(adapter=ht.Pfeiffer(bottleneck=4, init="normal"), sparsity=gradual)
+    with pytest.raises(UnsupportedError, match="a bank cannot change masks while it trains"):
+        run_bank([spec])

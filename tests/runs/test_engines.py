@@ -51,6 +51,22 @@ def test_processes_share_the_work_and_survive_a_dead_worker(
     assert threads == max(1, module.usable_cores() // 2)
 
 
+def test_as_many_at_a_time_as_there_are_cards_or_else_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "usable_cores", lambda: 9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert module.at_a_time("processes", None, 10) == 4
+    monkeypatch.setattr(module, "usable_cores", lambda: 1)
+    assert module.at_a_time("processes", None, 10) == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert module.at_a_time("processes", None, 10) == 3
+    assert module.at_a_time("processes", 5, 10) == 5
+    assert module.at_a_time("processes", 5, 2) == 2
+    assert module.at_a_time("processes", 5, 0) == 1
+    assert module.at_a_time("inline", None, 10) == 1
+
+
 class FragilePool:
     """A pool in this process that breaks, as a real one does, when seed 1 is run in it."""
 

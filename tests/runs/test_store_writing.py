@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import StoreError
+from hadamard_toolkit.errors import ArgumentError, StoreError
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
@@ -170,3 +170,15 @@ def test_what_was_measured_comes_back_although_it_cannot_be_kept(
     with pytest.warns(UserWarning, match="gates is not kept"):
         found = done.measured(key, "gates", lambda: pd.DataFrame({"layer": [0, 1]}))
     assert found["layer"].tolist() == [0, 1]
+
+
+def test_a_run_that_was_read_cannot_be_written_again(done: RunStore, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="only a freshly trained run can be written"):
+        RunStore(tmp_path / "other").add(done.run(done.keys()[0]))
+
+
+def test_a_run_that_cannot_be_moved_aside_says_so(done: RunStore) -> None:
+    (done.folder / "aside").write_text("a file in the way")
+    with pytest.raises(StoreError, match="cannot be written to: File exists"):
+        done.set_aside(done.keys())
+    assert len(done.keys()) == 1

@@ -69,3 +69,18 @@ def test_what_no_width_can_meet_is_refused() -> None:
         ht.large_sparse(100, ht.AdapterFusion(("a",)), config)
     with pytest.raises(ArgumentError, match="no projections"):
         ht.large_sparse(100, ht.Hadamard(), config)
+
+
+def test_a_budget_is_kept_from_one_entry_to_all_of_them() -> None:
+    adapter, config = ht.LoRA(rank=1, init="normal"), tiny_config("bert")
+    entries = ht.large_sparse(1, adapter, config, sizes=(1,))["maskable"].item()
+    for kept in (1, entries):
+        row = ht.large_sparse(kept, adapter, config, sizes=(1,)).iloc[0]
+        assert (row["kept"], row["sparsity"]) == (kept, 1 - kept / entries)
+    with pytest.raises(ArgumentError, match=f"budget={entries + 1} without biases is not allowed"):
+        ht.large_sparse(entries + 1, adapter, config, sizes=(1,))
+    houlsby = ht.Houlsby(bottleneck=1, init="normal")
+    other = ht.large_sparse(1, houlsby, config, sizes=(1,))["other"].item()
+    assert ht.large_sparse(other + 1, houlsby, config, sizes=(1,), biases=True)["kept"].tolist() == [1]
+    with pytest.raises(ArgumentError, match="its biases alone exceed it"):
+        ht.large_sparse(other, houlsby, config, sizes=(1,), biases=True)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
+from hadamard_toolkit.training.routing import _stack
 from tests.architectures import tiny_batch, tiny_config
 from tests.training.test_bank import BANKING, METHODS
 
@@ -110,6 +111,16 @@ def test_what_does_not_fit_together_is_refused_and_the_model_stays_as_it_was(
         router(["a", "d", "a", "a", "a"], **BATCH)
     with pytest.raises(ArgumentError, match=r"names has 2 entries and the inputs have \[5\] rows"):
         router(["a", "b"], **BATCH)
+
+
+def test_adapters_of_other_shapes_are_refused_with_both() -> None:
+    states = {name: {"A": torch.zeros(2, width)} for name, width in (("a", 3), ("b", 4))}
+    with pytest.raises(
+        ArgumentError, match=r"do not fit together: A has shapes {'a': \(2, 3\), 'b': \(2, 4\)}"
+    ):
+        _stack(states)
+    heads = {name: {"head": torch.ones(count, 3)} for name, count in (("a", 2), ("b", 3))}
+    assert _stack(heads)["head"].sum(2).tolist() == [[3, 3, 0], [3, 3, 3]], "filled up with zeros"
 
 
 def test_gates_over_padding_and_encoder_decoders_are_refused(saved: Saved) -> None:
