@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -70,3 +72,36 @@ def test_errors_and_version_do_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def defaults(tree: ast.Module) -> Iterator[tuple[str, object]]:
+    """Names and values of the constants that parameters and fields take where none is given."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            by_place = [*node.posonlyargs, *node.args]
+            pairs = [*zip(reversed(by_place), reversed(node.defaults), strict=False)]
+            for argument, value in (*pairs, *zip(node.kwonlyargs, node.kw_defaults, strict=True)):
+                if isinstance(value, ast.Constant):
+                    yield argument.arg, value.value
+        elif isinstance(node, ast.ClassDef):
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Constant):
+                    yield ast.unparse(field.target), field.value.value
+
+
+def test_one_name_has_one_default_everywhere(repository: Path) -> None:
+    """Who leaves out a seed, a level or a length has the same in every room."""
+    found: dict[str, set[object]] = defaultdict(set)
+    for path in (repository / "hadamard_toolkit").rglob("*.py"):
+        for name, value in defaults(ast.parse(path.read_text(encoding="utf-8"))):
+            if value is not None:
+                found[name].add(value)
+    agreed = {
+        "seed": 0,
+        "level": 0.95,
+        "alpha": 0.05,
+        "labels": 2,
+        "max_length": 128,
+        "strict": True,
+    }
+    assert {name: found[name] for name in agreed} == {name: {value} for name, value in agreed.items()}

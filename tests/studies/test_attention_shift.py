@@ -257,6 +257,13 @@ def test_intervals_of_fits_come_from_drawing_examples() -> None:
         )
 
 
+def test_outputs_that_do_not_vary_have_nothing_to_explain() -> None:
+    same = np.ones_like(outputs())
+    table = polynomial_fits(outputs(), same, GROUP, HALF)
+    assert len(table) == EXAMPLES // 2
+    assert (table.drop(columns="example") == 0).all(axis=None)
+
+
 def test_fits_need_both_halves() -> None:
     with pytest.raises(ArgumentError, match="leave some out"):
         polynomial_fits(outputs(), outputs(), GROUP, np.arange(EXAMPLES))
