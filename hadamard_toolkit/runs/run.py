@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from hadamard_toolkit.paths import cache_folder
 from hadamard_toolkit.runs import environment
 from hadamard_toolkit.runs.fusion_sources import Sources, sources
 from hadamard_toolkit.runs.record import KEPT, Run
-from hadamard_toolkit.runs.spec import RunSpec
+from hadamard_toolkit.runs.spec import RunSpec, canonical_json
 from hadamard_toolkit.runs.store import RunStore, as_store
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
     from hadamard_toolkit.adapters.attachment import Attachment
     from hadamard_toolkit.tasks.base import Task
+    from hadamard_toolkit.training.data import Encoded
     from hadamard_toolkit.training.feature_store import FeatureStore
     from hadamard_toolkit.training.loop import Outcome
     from hadamard_toolkit.training.stages import OnStep
 
 TOLERANCE = 1e-3  # of logits: another machine, another number of threads
+POOLS = 16  # sets of tokenised rows that are kept of one task
 
 
 class UnsavedRunError(StoreError):
@@ -155,6 +157,7 @@ def _train_over(spec: RunSpec, under: Sources) -> Run:
         replace(spec.protocol, pretraining=()),
         seed=spec.seed,
         feature_store=features_of_process(),
+        encoded=_encoded_of_process(prepared),
         on_step=prepared.on_step,
     )
     prepared.times["total"] = time.perf_counter() - begun
@@ -272,6 +275,21 @@ def _features(folder: Path) -> FeatureStore:
     from hadamard_toolkit.training.feature_store import FeatureStore
 
     return FeatureStore(folder)
+
+
+def _encoded_of_process(prepared: Prepared) -> Encoded:
+    """What runs of the same backbone, task and length have tokenised in this process."""
+    protocol, made_from = prepared.spec.protocol, prepared.made_from
+    about = [made_from["backbone"], made_from["task"]["content"], prepared.task.text_columns]
+    encoded = _encoded(canonical_json([*about, protocol.max_length, protocol.stride]))
+    if len(encoded) > POOLS:
+        encoded.clear()
+    return encoded
+
+
+@lru_cache(maxsize=4)
+def _encoded(made_from: str) -> Encoded:
+    return {}
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def _open(members: list[Member], accelerator: Accelerator) -> BankState:
     runs, data, encoded = [], [], dict[Any, Encoded]()
     for member in members:
         attachment, task, protocol, seed = member.attachment, member.task, member.protocol, member.seed
-        shared = encoded.setdefault((id(member.tokenizer), tuple(task.text_columns)), {})
+        shared = encoded.setdefault((id(member.tokenizer), id(task)), {})
         data.append(Data(task, member.tokenizer, protocol, seed, shared))
         runs.append(TrainingState(attachment, accelerator, protocol, data[-1].kind, metrics_of(task), seed))
     # A tied tensor counts once, under the first of its names.

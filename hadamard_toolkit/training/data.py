@@ -24,9 +24,7 @@ from hadamard_toolkit.training.task_types import Kind, Labelled
 WHOLE_SPLIT = (
     0.25  # a run that uses this share of a split encodes all of it, so that other seeds can reuse it
 )
-Encoded = dict[
-    tuple[int, bytes], Any
-]  # tokenised rows, by the identity of their split and their positions in it
+Encoded = dict[tuple[str, bytes], Any]  # tokenised rows, by their split and their positions in it
 
 
 def kind_of(task: Task, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Kind:
@@ -39,8 +37,8 @@ class Data:
     """The rows of a run as text for the whole model.
 
     `parts` are the drawn rows: "train", "validation" if any are held out, and the test splits. The *pool* of a split is
-    what is tokenised of it: the rows that any part uses, or all of them. Runs with the same tokenizer, length and
-    columns can share what is `encoded`.
+    what is tokenised of it: the rows that any part uses, or all of them. Runs of the same task with the same
+    tokenizer and length can share what is `encoded`.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class Data:
     def pool(self, split: str) -> tuple[np.ndarray, Any]:
         """The rows of the pool of `split`, by position and tokenised."""
         rows, used = self.task.splits[split], self._used[split]
-        key = id(rows), used.tobytes()
+        key = split, used.tobytes()
         if key not in self._encoded:
             self._encoded[key] = self.kind.encode(rows if len(used) == len(rows) else rows.select(used))
         return used, self._encoded[key]

@@ -16,7 +16,7 @@ from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError, check_range
 from hadamard_toolkit.sites import position_limit
 from hadamard_toolkit.tasks import Task
-from hadamard_toolkit.training.data import Data, Features, check_ends
+from hadamard_toolkit.training.data import Data, Encoded, Features, check_ends
 from hadamard_toolkit.training.evaluation import device_name, open_accelerator
 from hadamard_toolkit.training.feature_store import FeatureStore
 from hadamard_toolkit.training.features import without_backbone
@@ -68,16 +68,18 @@ def train(
     *,
     seed: int = 0,
     feature_store: FeatureStore | None = None,
+    encoded: Encoded | None = None,
     on_step: OnStep | None = None,
 ) -> Outcome:
     """Train `attachment` on `task` as `protocol` says, select on held-out rows, and evaluate on test once.
 
     `seed` fixes the rows, their order and the dropout; model and adapter were built under their own seeds. On the
     CPU, the same inputs give the same bytes. A `feature_store` shares between runs what is cached: the features of
-    stage one and the hidden states of a frozen prefix. Afterwards the model is in evaluation mode, on the device it was
-    trained on, and `requires_grad` marks what was trained in some stage. If anything fails, all weights and masks are
-    as they were before. Masks that are on the attachment hold throughout; `on_step` (such as `GradualPruning`) is
-    called after each step that trains the adapter.
+    stage one and the hidden states of a frozen prefix; `encoded` shares tokenised rows between runs of one task,
+    tokenizer and length. Afterwards the model is in evaluation mode, on the device it was trained on, and
+    `requires_grad` marks what was trained in some stage. If anything fails, all weights and masks are as they were
+    before. Masks that are on the attachment hold throughout; `on_step` (such as `GradualPruning`) is called after each
+    step that trains the adapter.
 
     `protocol.pretraining` belongs before the adapter is attached: `run` sees to it, and by hand it is
     `continued_pretraining.adapt(model, …)`, `attach`, then `train` with a protocol without it.
@@ -90,7 +92,7 @@ def train(
     check(attachment, task, protocol, seed)
     make_agree(attachment.model, tokenizer)
     stages = stages_of(attachment, protocol)
-    data = Data(task, tokenizer, protocol, seed)
+    data = Data(task, tokenizer, protocol, seed, encoded)
     check_ends(attachment.model, tokenizer, data)
     accelerator = open_accelerator(protocol)
     attachment.model.to(accelerator.device)

@@ -33,7 +33,8 @@ class Protocol:
     head_learning_rate, head_epochs: of stage one of `"first-then-frozen"`.
     stage_one: `"cached"` trains the head on features that the backbone computes once, in evaluation mode;
         `"full"` sends every batch through the backbone with its dropout on.
-    batch_size: rows per update, over all processes. eval_batch_size: the same without gradients.
+    batch_size: rows per update, over all processes. eval_batch_size: the same without gradients;
+        batches of 32 hold less padding, so that a CPU is often a third faster with them.
     max_length: tokens per row; longer rows are truncated.
     weight_decay: AdamW's, on matrices only (never on vectors, norms or biases).
     warmup: share of the steps of a stage with a rising learning rate. schedule: what follows, `"linear"` (to

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +25,9 @@ from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.sparsity.spec import Sparsity
 from hadamard_toolkit.tasks import load_task
+from hadamard_toolkit.training.task_types import Labelled
 from tests.permissions import read_only
+from tests.runs.conftest import PROTOCOL
 
 MakeSpec = Callable[..., RunSpec]
 FILES = {
@@ -50,6 +56,34 @@ def test_same_spec_gives_the_same_bytes(make_spec: MakeSpec, tmp_path: Path) -> 
     run(other, tmp_path / "a")
     weights = "adapter_model.safetensors"
     assert bytes_of(tmp_path / "a", spec, weights) != bytes_of(tmp_path / "a", other, weights)
+
+
+def test_runs_of_one_process_tokenise_the_same_rows_once(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hadamard_toolkit.runs.run._encoded", cache(lambda made_from: {}))
+    counts: list[int] = []
+    encode = Labelled.encode
+    monkeypatch.setattr(Labelled, "encode", lambda kind, rows: counts.append(len(rows)) or encode(kind, rows))
+
+    def tokenised(**changes: Any) -> list[int]:
+        counts.clear()
+        run(make_spec(**changes))
+        return list(counts)
+
+    assert tokenised() == [96, 40]
+    assert tokenised(seed=1, adapter=ht.LoRA(rank=2)) == []
+    assert tokenised(protocol=replace(PROTOCOL, max_length=12)) == [96, 40]
+    few = tokenised(protocol=replace(PROTOCOL, train_rows=4, validation_rows=4))
+    assert few == [8]  # less than a quarter of the split; the test rows are there
+    monkeypatch.setattr("hadamard_toolkit.runs.run.POOLS", 1)
+    assert tokenised() == [96, 40]  # forgotten, so that they do not pile up
+    other = tmp_path / "data" / "glue" / "SST-2"
+    shutil.copytree(Path(os.environ["HADAMARD_DATA"]) / "glue" / "SST-2", other)
+    rows = pd.read_parquet(other / "dev.parquet").iloc[::-1]
+    rows.to_parquet(other / "dev.parquet", index=False)
+    monkeypatch.setenv("HADAMARD_DATA", str(tmp_path / "data"))
+    assert tokenised() == [96, 40]  # other data under the same name
 
 
 def test_record_says_how_it_came_about(make_spec: MakeSpec, tmp_path: Path, repository: Path) -> None:
