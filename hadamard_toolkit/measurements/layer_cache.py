@@ -21,7 +21,7 @@ from hadamard_toolkit.adapters.attachment import Attachment
 from hadamard_toolkit.adapters.parts import LayerSite, chosen_sites, only, parts_of
 from hadamard_toolkit.errors import ArgumentError, DataError, UnsupportedError, check_range
 from hadamard_toolkit.sparsity.batches import Batch
-from hadamard_toolkit.training.skipping import Forms, evaluating, hidden_states, replaced_forward
+from hadamard_toolkit.training.skipping import Forms, evaluating, replaced_forward
 
 GIB = 2**30
 BEGUN = 8  # unfinished passes that are kept
@@ -224,7 +224,7 @@ class LayerCache:
         """The forward of a skipped layer: returns `state` (None: its input) in the form that the layer returns."""
 
         def forward(*args: Any, **options: Any) -> Any:
-            return self._forms.output(index, hidden_states(args, options) if state is None else state)
+            return self._forms.output(index, _hidden_states(args, options) if state is None else state)
 
         return forward
 
@@ -316,9 +316,15 @@ def _batches(
 
 def _note(read: dict[int, Tensor], index: int) -> Callable[..., None]:
     def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        read[index] = hidden_states(args, options)
+        read[index] = _hidden_states(args, options)
 
     return note
+
+
+def _hidden_states(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a layer."""
+    hidden: Tensor = args[0] if args else options["hidden_states"]
+    return hidden
 
 
 def _first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -35,12 +35,6 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = held
 
 
-def hidden_states(args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-    """The hidden states among the arguments of a layer."""
-    hidden: Tensor = args[0] if args else options["hidden_states"]
-    return hidden
-
-
 class Forms(dict[int, int]):
     """The length of the tuple that a layer returns, by its index; a layer that returns a tensor is absent."""
 

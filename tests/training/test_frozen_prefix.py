@@ -17,6 +17,7 @@ from hadamard_toolkit.training.loop import Outcome, train
 from hadamard_toolkit.training.protocol import Protocol
 from tests.architectures import ARCHITECTURES, tiny_model
 from tests.training.test_bank import still_model
+from tests.training.test_question_answering import span_task
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
 
 TASK = tiny_task(train=48, test=20)
@@ -132,7 +133,9 @@ def test_the_layers_below_see_every_text_once() -> None:
     texts = len(TASK.splits["train"]) + len(TASK.splits["test"])
     probe = 2 * 8  # rows whose logits and states are compared before
     assert sum(below) == texts + probe
-    assert sum(lowest_trained) > 2 * texts  # in every epoch
+    held_out = 5
+    epochs = 3 * len(TASK.splits["train"])
+    assert sum(lowest_trained) == probe + epochs + held_out + len(TASK.splits["test"])  # none for the states
     again = ht.attach(tiny_bert(), ht.LoRA(rank=2, layers=(2,)), seed=1)  # another run that shares them
     below = count_calls(again, 1)
     outcome = go(again, dataclasses.replace(CACHED, learning_rate=1e-3), seed=1, feature_store=store)
@@ -164,6 +167,37 @@ def test_states_are_shared_by_what_they_were_made_from(
     )
     more = set(store._held) - before
     assert bool(more) is not shared
+
+
+def test_states_in_bf16_are_computed_in_bf16() -> None:
+    states = []
+    for precision in ("fp32", "bf16"):
+        store = FeatureStore()
+        protocol = dataclasses.replace(ONE_STAGE, epochs=1, precision=precision)
+        go(ht.attach(tiny_bert(), TOP), protocol, feature_store=store)
+        states.append(torch.cat(list(store._held.values())).float())
+    assert 1e-4 < float((states[0] - states[1]).abs().max()) < 0.2
+
+
+def test_a_second_training_reuses_the_states_of_the_first() -> None:
+    """Though the norms above have other values by then."""
+    store, protocol = FeatureStore(), dataclasses.replace(ONE_STAGE, epochs=1)
+    attachment = ht.attach(tiny_bert(), ht.LayerNormTuning(layers=(2,)))
+    go(attachment, protocol, feature_store=store)
+    before = len(store._held)
+    attachment.train_only("head")  # what trained last does not matter
+    go(attachment, protocol, feature_store=store)
+    assert len(store._held) == before
+
+
+def test_states_are_computed_without_dropout_whatever_mode_the_model_is_in() -> None:
+    weights = []
+    for training in (False, True):
+        attachment = ht.attach(tiny_bert(hidden_dropout_prob=0.5), TOP)
+        attachment.model.train(training)
+        go(attachment, dataclasses.replace(ONE_STAGE, epochs=1))
+        weights.append(attachment.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_another_layer_or_backbone_does_not_share() -> None:
@@ -263,6 +297,10 @@ def test_a_folder_that_cannot_be_written_to_is_one_error(tmp_path: Path) -> None
     [
         (lambda: ht.attach(tiny_model("t5"), ht.Hadamard(layers=(1,))), "T5.* cannot go on from the hidden"),
         (
+            lambda: ht.attach(tiny_model("t5", num_decoder_layers=2), ht.Hadamard(layers=(3,))),
+            "T5.* cannot go on from the hidden states of layer 2",
+        ),
+        (
             lambda: ht.attach(tiny_model("bart", decoder_layers=2), ht.Hadamard(layers=(3,))),
             "Bart.* cannot go on from the hidden states of layer 2",
         ),
@@ -278,6 +316,18 @@ def test_what_cannot_start_there_is_refused_before_the_first_step(make: Any, rea
     with pytest.raises(UnsupportedError, match=reason):
         go(attachment)
     assert all(torch.equal(value, before[name]) for name, value in attachment.state_dict().items())
+
+
+def test_spans_are_refused() -> None:
+    attachment = ht.attach(tiny_bert(head="span"), TOP)
+    with pytest.raises(UnsupportedError, match="a head for span tasks reads padding"):
+        go(attachment, task=span_task(12, 12))
+    whole = go(ht.attach(tiny_bert(head="span"), ht.Hadamard()), task=span_task(12, 12))  # nothing to cache
+    assert whole.details["frozen_prefix"] == 0
+
+
+def test_a_head_that_trains_on_features_needs_no_prefix() -> None:
+    assert "frozen_prefix" not in go(ht.attach(tiny_model("t5"), ht.HeadOnly())).details
 
 
 def test_a_bank_is_refused() -> None:
