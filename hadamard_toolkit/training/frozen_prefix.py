@@ -153,7 +153,7 @@ class FrozenPrefix:
 
         handle = self._layers[-1].register_forward_hook(note)
         try:
-            with suppress(_Enough), torch.no_grad():
+            with suppress(_Enough):
                 self._output(self._batch(examples, rows))
         finally:
             handle.remove()

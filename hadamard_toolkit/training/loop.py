@@ -114,8 +114,7 @@ def train(
             with context:
                 _train_stage(state, stage, rows)
         attachment.train_only(*{role for stage in stages for role in stage.roles})
-        # The head alone is evaluated on what it was trained on.
-        predictions = _evaluate(state, texts if any(map(attachment.parameters, ADAPTER_ROLES)) else rows)
+        predictions = _evaluate(state, rows)
     return finish(state, data, predictions, details)
 
 
@@ -219,7 +218,7 @@ def _train_stage(state: TrainingState, stage: Stage, rows: Data | Features | Fro
 
 
 def _evaluate(state: TrainingState, rows: Data | Features | FrozenPrefix) -> dict[str, np.ndarray]:
-    """Predictions of the selected weights on validation and test."""
+    """Predictions of the selected weights on validation and test, from what the last stage read."""
     model, size = state.attachment.model, state.protocol.eval_batch_size
     sources = {name: rows.source(name) for name in rows.parts if name != "train"}
     with state.timed("evaluation"), rows.running():

@@ -11,6 +11,7 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import StoreError, UnsupportedError
+from hadamard_toolkit.training import feature_store
 from hadamard_toolkit.training.bank import Member, train_bank
 from hadamard_toolkit.training.feature_store import FeatureStore
 from hadamard_toolkit.training.loop import Outcome, train
@@ -272,11 +273,12 @@ def test_states_that_fit_nowhere_are_one_error_before_the_first_step(tmp_path: P
 def test_the_files_least_recently_used_make_room(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, memory=0, disk=10_000)
     states = torch.arange(1000.0)  # 4,000 bytes and a header
-    for age, key in ((30, "a"), (20, "b")):
+    for key in "ab":
         store.put_states(key, states, on_disk=True)
-        file = tmp_path / f"states-{key}.safetensors"
-        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - age))
     store.put("features", torch.zeros(2))
+    for age, name in ((40, "features"), (30, "states-a"), (20, "states-b")):
+        file = tmp_path / f"{name}.safetensors"
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - age))
     assert store.get_states("a") is not None
     mapped = store.put_states("c", states, on_disk=True)
     assert torch.equal(mapped, states)
@@ -285,11 +287,23 @@ def test_the_files_least_recently_used_make_room(tmp_path: Path) -> None:
     assert FeatureStore(tmp_path).get("features") is not None
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_error(tmp_path: Path) -> None:
+def test_memory_forgets_the_states_least_recently_used() -> None:
+    store = FeatureStore(memory=100)
+    for key in "ab":
+        store.put_states(key, torch.zeros(10), on_disk=False)  # 40 bytes
+    assert store.get_states("a") is not None
+    store.put_states("c", torch.zeros(10), on_disk=False)
+    assert [store.get_states(key) is not None for key in "abc"] == [True, False, True]
+
+
+def test_a_folder_that_cannot_be_used_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(StoreError, match="hidden states cannot be written"):
         FeatureStore(blocked, memory=0).put_states("a", torch.zeros(3), on_disk=True)
+    monkeypatch.setattr(feature_store, "_read", lambda path: None)
+    with pytest.raises(StoreError, match="hidden states cannot be read back"):
+        FeatureStore(tmp_path, memory=0).put_states("a", torch.zeros(3), on_disk=True)
 
 
 @pytest.mark.parametrize(
