@@ -7,7 +7,7 @@
 # make reproduce   setup, every notebook in the smoke profile into build/notebooks, its figures into build/figures
 # make notebooks   rewrite the committed notebooks/*.ipynb from their scripts, executed
 # make figures     setup, every reference figure and table again from data/reference_runs (seconds, no training),
-#                 and docs/sites.svg
+#                 docs/sites.svg and docs/benchmarks.md
 # make benchmark   timings, as ratios within one run: banks against single runs, the pruner, scoring (quiet machine)
 # make gpu         with a torch that sees CUDA, no set-up and no network: the GPU's tests, then the banks' benchmark
 # make estimate    how long the runs of HADAMARD_PROFILE=paper may take on this machine
@@ -166,6 +166,7 @@ build/stamps/%: notebooks/%.py tools/build_notebook.py $(LIBRARY) | $(FETCHED)
 figures: setup
 	$(BIN)/python tools/figures.py $(if $(STORE),--store $(STORE)) $(if $(VENUE),--venue $(VENUE)) $(if $(FOLDER),--folder $(FOLDER))
 	$(BIN)/python tools/draw_sites.py
+	$(BIN)/python tools/benchmark_report.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
