@@ -25,6 +25,7 @@
 #                            runs/paper, which lasts: a second start goes on where the first one was stopped
 #   ENGINE=processes         where those runs happen: inline, processes or ray; WORKERS=4 how many at a time
 #   STORE=runs VENUE=acl-column FOLDER=drawn   of make figures: which runs, the width of which venue, and where to
+#   PLAN=FOLDER/plan.toml MINUTES=8   of make gpu: then as much of this plan as fits (docs/sweeps.md)
 #   HF_HUB_OFFLINE=0         allow the hub (GLUE without a local folder)
 
 PYTHON ?= python3
@@ -131,6 +132,7 @@ gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"
 	$(PYTHON) -m pytest -q -W default -m gpu tests/gpu
 	$(PYTHON) -m pytest -q -W default -m benchmark tests/benchmarks/test_bank_speed.py -s
+	$(if $(PLAN),$(PYTHON) -m hadamard_toolkit.cli sweep $(PLAN) --minutes $(or $(MINUTES),8))
 
 reproduce: executed figures
 	@echo; echo "Notebooks, executed in the $(HADAMARD_PROFILE) profile, in $(EXECUTED_IN)/"
