@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.runs import bank, engines
 from hadamard_toolkit.runs.bank import Bank, banks
@@ -77,21 +78,44 @@ def test_banks_are_started_while_there_is_time_and_hold_the_first_runs_first(
     other = make_spec(adapter=ht.HeadOnly())
     ordered = [*specs[:4], other, *specs[4:]]
     assert [len(bank.specs) for bank in banks(ordered, 4, in_order=True)] == [4, 1, 4]
+    assert banks([*specs[:3], other, *specs[3:]], 4, in_order=True)[1].specs == (other,)
 
 
-def test_a_longer_bank_is_expected_to_take_longer(make_spec: MakeSpec) -> None:
-    clock, specs = Clock(), [make_spec(seed=seed) for seed in range(7)]
-    parts = [Bank(tuple(specs[:2])), Bank(tuple(specs[2:6])), Bank(tuple(specs[6:]))]
-    schedule = Schedule(parts, 1, clock)
-    started = iter(schedule)
-    assert next(started) is parts[0]
-    clock.now += 30
-    schedule.note(specs[1])
-    schedule.note(specs[0])  # its bank has been counted
-    assert (
-        next(started, None) is None
-    )  # twice the runs, so a minute; and a single run may take as long as two
-    assert list(Schedule(parts, 1, clock)) == parts, "without a measurement, everything is started"
+LORA, HADAMARD, HEAD = ht.LoRA(), ht.Hadamard(), ht.HeadOnly()
+PAST = [(LORA, "sst2", 1, 60), (LORA, "sst2", 1, 120), (LORA, "rte", 2, 30), (HADAMARD, "sst2", 1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "task", "runs", "seconds"),
+    [
+        (LORA, "sst2", 1, 90),  # with the same task
+        (LORA, "rte", 1, 30),  # a single run may take as long as two
+        (LORA, "rte", 6, 90),  # three times the runs
+        (LORA, "mrpc", 1, 70),  # with the same method
+        (LORA, "mrpc", 2, (120 + 240 + 30) / 3),
+        (HADAMARD, "mrpc", 1, 10),
+        (HEAD, "sst2", 1, 55),  # all
+    ],
+)
+def test_a_bank_is_expected_to_take_the_time_of_those_most_like_it(
+    make_spec: MakeSpec, adapter: Adapter, task: str, runs: int, seconds: float
+) -> None:
+    def of(adapter: Adapter, task: str, runs: int, first: int) -> Bank:
+        return Bank(tuple(make_spec(adapter=adapter, task=task, seed=first + run) for run in range(runs)))
+
+    past = [of(adapter, task, runs, 10 * place) for place, (adapter, task, runs, _) in enumerate(PAST)]
+    for left, started in ((seconds - 0.1, False), (seconds + 0.1, True)):
+        clock, bank = Clock(), of(adapter, task, runs, 100)
+        schedule = Schedule([*past, bank], 60, clock)
+        upcoming = iter(schedule)
+        for known, (*_, took) in zip(past, PAST, strict=True):
+            assert next(upcoming) is known
+            clock.now += took
+            for spec in known.specs:  # the first says all of its bank
+                schedule.note(spec)
+        clock.now = 1000 + 3600 - left
+        assert (next(upcoming, None) is bank) == started
+    assert list(Schedule(past, 1, Clock())) == past, "without a measurement, everything is started"
 
 
 def test_what_failed_says_nothing_of_how_long_a_run_takes(
