@@ -170,7 +170,7 @@ def _grad(
     if not isinstance(output, Tensor) or not output.requires_grad:
         raise ArgumentError("the loss does not depend on the maskable parameters; is the adapter enabled?")
     return torch.autograd.grad(
-        output, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        output, parameters, create_graph=create_graph, materialize_grads=True
     )
 
 

@@ -255,6 +255,7 @@ def test_failure_is_recorded_raised_and_later_forgotten(
     assert list(store.failed()["message"]) == [note["message"]]
     run(spec, store)
     assert (len(store), len(store.failed())) == (1, 0)
+    assert not list((store.folder / "failed").iterdir()), "the note is gone, not hidden"
 
 
 def test_bad_specs_fail_with_one_clear_error(make_spec: MakeSpec, tmp_path: Path) -> None:

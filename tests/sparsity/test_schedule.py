@@ -9,7 +9,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.errors import ArgumentError, TrainingError
+from hadamard_toolkit.errors import ArgumentError, DataError, TrainingError
 from hadamard_toolkit.training.protocol import Protocol
 from tests.sparsity.tiny import attached, pruned
 from tests.training.tiny import tiny_bert, tiny_task, tiny_tokenizer
@@ -151,6 +151,14 @@ def test_a_schedule_has_its_masks_for_itself() -> None:
         ht.GradualPruning(attachment, sparsity=0.8)
     gradual.masks.remove()
     with pytest.raises(ArgumentError, match="the masks of this schedule were removed while it ran"):
+        gradual(80, 100, NEVER)
+
+
+def test_weights_that_are_not_finite_are_not_ranked() -> None:
+    gradual = ht.GradualPruning(attached(), sparsity=0.8, end=0.8)
+    with torch.no_grad():
+        next(iter(gradual.parameters.values()))[0, 0] = float("nan")
+    with pytest.raises(DataError, match="magnitude"):
         gradual(80, 100, NEVER)
 
 

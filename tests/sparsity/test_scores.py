@@ -12,10 +12,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.sparsity.allocate import erdos_renyi
 from hadamard_toolkit.sparsity.batches import Batches
 from hadamard_toolkit.sparsity.maskable import targets
-from hadamard_toolkit.sparsity.scores import SCORERS, Scene, Scores, scoring
+from hadamard_toolkit.sparsity.scores import SCORERS, Scene, Scores, _grad, scoring
 from hadamard_toolkit.sparsity.spec import SCORERS as NAMES
 from tests.sparsity.tiny import ADAPTERS, attached, batches
 
@@ -219,3 +220,12 @@ def test_synflow_scores_an_adapter_in_double_precision_too() -> None:
             attachment.model.double()
         masks[double] = ht.sparsify(attachment, scorer="synflow", sparsity=0.5).kept
     assert all(torch.equal(kept, masks[True][name]) for name, kept in masks[False].items())
+
+
+def test_a_loss_that_no_parameter_moves_is_refused() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    for loss in (0.0, torch.tensor(1.0), parameter.detach().sum()):
+        with pytest.raises(ArgumentError, match="the loss does not depend on the maskable parameters"):
+            _grad(loss, [parameter])
+    used, unused = _grad((2 * parameter).sum(), [parameter, torch.nn.Parameter(torch.ones(3))])
+    assert (used.tolist(), unused.tolist()) == ([2, 2], [0, 0, 0])

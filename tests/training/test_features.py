@@ -90,11 +90,13 @@ def test_the_head_trains_through_the_stub_with_its_own_dropout() -> None:
     source = feature_source(model, features_of(ht.attach(model, ht.HeadOnly())), rows.labels)
     batch = next(iter(source.training(8, seed=0)))
     del batch["row"]
+    model.eval()
     with without_backbone(model):
         model.train()
         one, two = model(**batch), model(**batch)
         assert not torch.equal(one.logits, two.logits)
         one.loss.backward()
+    assert model.base_model.training, "what was set inside the block holds for the backbone too"
     assert model.classifier.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.base_model.parameters())
 
@@ -232,3 +234,9 @@ def test_the_digest_follows_weights_and_config_but_not_the_head() -> None:
     assert backbone_digest(other_head) == digest
     assert backbone_digest(tiny_bert(seed=1)) != digest
     assert backbone_digest(tiny_bert(seed=0, layer_norm_eps=1e-3)) != digest
+
+
+def test_a_model_that_is_its_own_backbone_has_no_head() -> None:
+    message = "BertModel has no head apart from its base model"
+    with pytest.raises(UnsupportedError, match=message), without_backbone(tiny_bert().base_model):
+        pass
