@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 import hadamard_toolkit as ht
-from hadamard_toolkit.adapters.masking import compact, expand
+from hadamard_toolkit.adapters.masking import RECORD, compact, expand
 from hadamard_toolkit.errors import ArgumentError, DataError
 from tests.adapters.life import LABELS, shake
 from tests.architectures import tiny_batch, tiny_model
@@ -132,3 +134,11 @@ def test_kept_entries_come_back_where_they_were() -> None:
             expand({"a": wrong}, kept)
     with pytest.raises(DataError, match="the kept entries of 'a' do not fit"):
         expand({"b": state["b"]}, kept)
+
+
+def test_masks_are_written_in_the_format_that_earlier_versions_read(tmp_path: Path) -> None:
+    attachment, _ = masked(kept_columns=8)
+    attachment.save(tmp_path)
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert record["format"] == 1
+    assert record["shapes"] == {NAME: [2, 16]}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,8 @@ def test_failure_is_recorded_raised_and_later_forgotten(
     assert (note["error"], note["message"]) == ("TrainingError", "the loss became nan near hadamard_toolkit")
     assert f"hadamard_toolkit{os.sep}runs{os.sep}run.py:" in note["traceback"]
     assert "in diverge" in note["traceback"]
+    assert note["schema"] == 1
+    assert datetime.now(UTC) - datetime.fromisoformat(note["when"]) < timedelta(minutes=5)
     assert not any(line.startswith(os.sep) for line in note["traceback"].splitlines())
     assert RunSpec.from_dict(note["spec"]) == spec
     assert len(store) == 0

@@ -37,6 +37,23 @@ def test_a_spec_has_one_spelling_of_its_sparsity(make_spec: MakeSpec) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        *((name, 1, 0) for name in ("rounds", "examples", "batch_size", "every")),
+        *((name, 0, -1) for name in ("warmup_steps", "seed", "data_seed")),
+        ("sparsity", 0, -0.01),
+        ("sparsity", 0.99, 1),
+        ("begin", 0, -0.01),
+        ("end", 1, 1.01),
+    ],
+)
+def test_fields_at_their_bounds(name: str, allowed: float, refused: float) -> None:
+    assert getattr(Sparsity(**{"scorer": "snip", "sparsity": 0.5, name: allowed}), name) == allowed
+    with pytest.raises(ArgumentError, match=f"{name}={refused}"):
+        Sparsity(**{"scorer": "snip", "sparsity": 0.5, name: refused})
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"scorer": "snap"}, "scorer='snap'"),

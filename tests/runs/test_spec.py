@@ -62,6 +62,11 @@ def test_canonical_json_is_one_text() -> None:
     assert canonical_json({"n": np.float32(0.5), "m": np.int64(3)}) == '{"m":3,"n":0.5}'
 
 
+def test_whole_floats_are_integers_as_far_as_floats_count() -> None:
+    values = [2.0, -0.0, 0.5, 2.0**53 - 1, 2.0**53, -(2.0**53)]
+    assert canonical_json(values) == "[2,0,0.5,9007199254740991,9007199254740992.0,-9007199254740992.0]"
+
+
 def test_key_of_plain_data_never_changes() -> None:
     # Stores on other machines depend on these digits: a change here orphans their runs, so raise SCHEMA instead.
     assert key_of({"schema": 1, "x": [1.0, 0.1, "é", None, True]}) == "5742a575c08ca63b"

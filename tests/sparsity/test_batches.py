@@ -43,6 +43,14 @@ def test_the_seed_draws_and_the_record_remembers() -> None:
     assert masks.provenance["rows_sha256"] == record["rows_sha256"]
 
 
+def test_what_a_seed_draws_never_changes() -> None:
+    record = ht.draw_batches(tiny_task(), tiny_tokenizer(), examples=6, batch_size=4).record()
+    assert (record["data_seed"], record["batch_size"], record["max_length"]) == (0, 4, 128)
+    assert record["rows_sha256"].startswith("8bc6ffd7d606b84285458af1df46d5c4")
+    whole = ht.draw_batches(tiny_task(train=400), tiny_tokenizer())
+    assert (whole.examples, whole.record()["batch_size"]) == (320, 32)
+
+
 def test_rows_limit_the_draw_and_batches_hold_like_lengths() -> None:
     pool = range(10, 40)
     allowed = texts(drawn(rows=pool, examples=30))

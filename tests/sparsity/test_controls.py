@@ -163,3 +163,19 @@ def test_a_fusion_has_no_smaller_self_and_loose_masks_no_sizes() -> None:
         ht.controls(loose)
     with pytest.raises(ArgumentError, match="control='other'"):
         control(masks, "other")
+
+
+def test_what_a_seed_draws_never_changes() -> None:
+    """Controls that were trained with an earlier version are drawn again as they were."""
+    masks = made()
+    some = ht.Masks({"a": torch.arange(12).reshape(3, 4) % 3 == 0}, masks.places, masks.provenance)
+    drawn = {
+        name: control(some, name, 1).kept["a"].int().flatten().tolist()
+        for name in ("shuffled", "margins", "random")
+    }
+    assert drawn == {
+        "shuffled": [0, 0, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0],
+        "margins": [0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0],
+        "random": [0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0],
+    }
+    assert control(masks, "reinitialised", 1).init_seed == 1579477807

@@ -15,6 +15,7 @@ from hadamard_toolkit.training.batching import (
     Padding,
     SortedBatches,
     Source,
+    mix,
     tokenise,
 )
 from tests.training.tiny import tiny_task, tiny_tokenizer
@@ -136,6 +137,11 @@ def test_select_reorders_everything() -> None:
     chosen = examples.select([2, 0])
     assert chosen.inputs == {"input_ids": [[3], [1]]}
     assert chosen.labels.tolist() == [2, 0]
+
+
+def test_what_a_seed_draws_never_changes() -> None:
+    assert (mix(0, 0), mix(1, 2)) == (1484405855, 798405205)
+    assert list(LengthBucketedBatches([3, 1, 2, 5, 4], 2, seed=1)) == [[3, 2], [4, 0], [1]]
 
 
 def test_no_rows_are_no_batches() -> None:

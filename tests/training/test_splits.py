@@ -69,3 +69,14 @@ def test_capped_test_rows_are_the_same_for_every_seed() -> None:
 def test_more_rows_than_there_are_is_refused_with_the_numbers(wish: dict[str, int]) -> None:
     with pytest.raises(ArgumentError, match=r"train_rows=.* validation_rows=.* has 100"):
         draw(SPLITS, Protocol(**wish), 0)
+
+
+def test_what_a_seed_draws_never_changes() -> None:
+    """A run of an earlier version is restored with the rows that it was trained and scored on."""
+    parts = draw(SPLITS, Protocol(train_rows=5, validation_rows=4, test_rows=4), 1)
+    assert {name: part.rows.tolist() for name, part in parts.items()} == {
+        "train": [5, 6, 38, 55, 99],
+        "validation": [8, 16, 48, 81],
+        "test": [2, 11, 21, 26],
+        "test_mismatched": [2, 4, 6, 19],
+    }
