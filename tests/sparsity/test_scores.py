@@ -229,3 +229,9 @@ def test_a_loss_that_no_parameter_moves_is_refused() -> None:
             _grad(loss, [parameter])
     used, unused = _grad((2 * parameter).sum(), [parameter, torch.nn.Parameter(torch.ones(3))])
     assert (used.tolist(), unused.tolist()) == ([2, 2], [0, 0, 0])
+
+
+def test_scores_are_computed_where_the_parameters_are() -> None:
+    parameters = {"a": torch.nn.Parameter(torch.ones(2, device="meta"))}
+    scene = Scene(attached(), parameters, {}, Batches.of(batches()), 0)
+    assert scene.device == torch.device("meta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
@@ -376,3 +377,8 @@ def test_kept_weights_are_read_where_nothing_can_be_written_and_new_ones_need_a_
             DownloadError, match=r"cannot be written to \(Permission denied\); set HADAMARD_CACHE"
         ):
             adapt(ht.load_backbone(backbone)[0], backbone, task, [STEP], folder=kept)
+
+
+def test_texts_of_any_language_keep_their_digest() -> None:
+    digest = hashlib.sha256('["é", "日本"]'.encode()).hexdigest()
+    assert continued_pretraining._sha256(["é", "日本"]) == digest

@@ -51,6 +51,15 @@ def test_masks_are_new_in_training_and_the_same_in_every_evaluation() -> None:
     assert kind.score((), first, rows)["loss"] == pytest.approx(first[:, 0].sum() / first[:, 1].sum())
 
 
+def test_what_evaluations_mask_never_changes() -> None:
+    """Losses of evaluations that are on record can be compared with new ones."""
+    kind = MaskedText(TOKENIZER, max_length=16, seed=3)
+    rows = kind.encode(in_memory({"text": sentences(12, 0)}))
+    model = tiny_bert(head="masked-lm", vocab_size=len(WORDS))
+    found = kind.predict(continued_pretraining.open_accelerator(Protocol()), model, kind.source(rows), 16)
+    assert found[:, 1].tolist() == [0, 2, 1, 1, 3, 2, 0, 3, 3, 1, 1, 1]
+
+
 def test_padding_is_never_chosen_and_a_batch_is_never_without_a_choice() -> None:
     kind = MaskedText(TOKENIZER, share=1e-9, max_length=16)
     rows = kind.encode(in_memory({"text": ["w1", "w1 w2 w3 w4"]}))
