@@ -169,9 +169,7 @@ def _grad(
 ) -> tuple[Tensor, ...]:
     if not isinstance(output, Tensor) or not output.requires_grad:
         raise ArgumentError("the loss does not depend on the maskable parameters; is the adapter enabled?")
-    return torch.autograd.grad(
-        output, parameters, create_graph=create_graph, materialize_grads=True
-    )
+    return torch.autograd.grad(output, parameters, create_graph=create_graph, materialize_grads=True)
 
 
 def _flow(insertion: Insertion, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
