@@ -18,6 +18,10 @@ from hadamard_toolkit.plotting.style import frame, looks, new_figure
 
 DATA, DOCS = CHECKOUT / "data" / "benchmarks", CHECKOUT / "docs"
 KINDS = {
+    "training_speed": (
+        "Training and inference beside the peers",
+        "MiniLM on rows of SST-2. Contestants take turns; `seconds` are medians, with the least and the most.",
+    ),
     "bank_speed": (
         "Runs trained together (banks)",
         "`runs` trained in one pass, 0 for one without a bank. `ratio`: how many times faster than the same runs one "
