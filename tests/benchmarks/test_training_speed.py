@@ -132,7 +132,7 @@ def ours(precision: str, *, stage_one: bool = False) -> Callable[[], float | Non
 
 
 def peer(precision: str, *, stage_one: bool = False) -> Callable[[], float | None]:
-    """`Trainer` on the head alone, then on peft's (IA)³, evaluation and loading included; or the seconds of the first."""
+    """`Trainer` on the head, then on peft's (IA)³, evaluation and loading included; or the seconds of the first."""
 
     def do() -> float | None:
         loaded, tokenizer = model()
@@ -168,7 +168,8 @@ def _trainer(
 ) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(OUT / "trainer"), per_device_train_batch_size=BATCH, per_device_eval_batch_size=128,
-        num_train_epochs=epochs, learning_rate=rate, eval_strategy="epoch" if evaluate else "no", save_strategy="no", report_to=[],
+        num_train_epochs=epochs, learning_rate=rate, eval_strategy="epoch" if evaluate else "no",
+        save_strategy="no", report_to=[],
         disable_tqdm=True, bf16=precision == "bf16", logging_strategy="no", use_cpu=DEVICE == "cpu",
     )  # fmt: skip
     return Trainer(
