@@ -119,6 +119,9 @@ def test_a_task_comes_back_from_its_files(
     for split, rows in task.splits.items():
         assert again.splits[split].features == rows.features
         assert again.splits[split][:] == rows[:]
+    write_task(task, place_in(tmp_path, "tasks", "rte"))
+    with pytest.raises(DataError, match="task 'rte' was not found"):
+        ht.load_task("rte", root=tmp_path)  # a place that is named is the only one asked
     assert ht.load_task("sst2").provenance["rows"] == {"train": 96, "test": 40}, "others are where they were"
 
 
@@ -167,6 +170,9 @@ def test_the_bases_of_subspaces_are_gathered(
         load_basis(basis)
     monkeypatch.setenv(PREPARED, str(tmp_path / "folder"))
     assert load_basis(basis).made == {"kind": "random", "seed": 0}
+    changed(tmp_path / "folder" / "bases" / basis / f"{basis}.safetensors")
+    with pytest.raises(DataError, match="is damaged"):
+        prepare(plan, tmp_path / "again")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
