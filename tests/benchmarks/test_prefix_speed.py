@@ -35,8 +35,8 @@ CASES: dict[str, tuple[str | tuple[int, ...], str]] = {
 }
 
 
-def test_a_cached_prefix_against_adapters_in_all_layers() -> None:
-    task = ht.load_task("sst2")
+def test_a_cached_prefix_against_adapters_in_all_layers(glue_root: Path) -> None:
+    task = ht.load_task("sst2", root=glue_root)
     steps: dict[str, list[float]] = {name: [] for name in CASES}
     evaluations: dict[str, list[float]] = {name: [] for name in CASES}
     features: dict[str, float] = {}

@@ -77,6 +77,8 @@ def test_runs_of_one_process_tokenise_the_same_rows_once(
     assert tokenised(protocol=replace(PROTOCOL, max_length=12)) == [96, 40]
     few = tokenised(protocol=replace(PROTOCOL, train_rows=4, validation_rows=4))
     assert few == [8]  # less than a quarter of the split; the test rows are there
+    other_backbone = shutil.copytree(make_spec().backbone, tmp_path / "other")
+    assert tokenised(backbone=str(other_backbone)) == [96, 40]
     monkeypatch.setattr("hadamard_toolkit.runs.run.POOLS", 1)
     assert tokenised() == [96, 40]  # forgotten, so that they do not pile up
     other = tmp_path / "data" / "glue" / "SST-2"
