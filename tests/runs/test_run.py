@@ -79,14 +79,14 @@ def test_runs_of_one_process_tokenise_the_same_rows_once(
     assert few == [8]  # less than a quarter of the split; the test rows are there
     other_backbone = shutil.copytree(make_spec().backbone, tmp_path / "other")
     assert tokenised(backbone=str(other_backbone)) == [96, 40]
-    monkeypatch.setattr("hadamard_toolkit.runs.run.POOLS", 1)
-    assert tokenised() == [96, 40]  # forgotten, so that they do not pile up
     other = tmp_path / "data" / "glue" / "SST-2"
     shutil.copytree(Path(os.environ["HADAMARD_DATA"]) / "glue" / "SST-2", other)
     rows = pd.read_parquet(other / "dev.parquet").iloc[::-1]
     rows.to_parquet(other / "dev.parquet", index=False)
     monkeypatch.setenv("HADAMARD_DATA", str(tmp_path / "data"))
     assert tokenised() == [96, 40]  # other data under the same name
+    monkeypatch.setattr("hadamard_toolkit.runs.run.POOLS", 1)
+    assert tokenised() == [96, 40]  # forgotten, so that they do not pile up
 
 
 def test_record_says_how_it_came_about(make_spec: MakeSpec, tmp_path: Path, repository: Path) -> None:
