@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import hadamard_toolkit as ht
+from hadamard_toolkit.measurements import attention as module
 from hadamard_toolkit.measurements.attention import _batches, _examples, _outputs, attention
 from hadamard_toolkit.sites import Sites
 
@@ -78,3 +81,17 @@ def test_padding_is_left_out(store: ht.RunStore, make_spec: Callable[..., ht.Run
         alone = _outputs(model, _batches(run, rows[example : example + 1], tokenizer))
         for layer in range(len(Sites(model))):
             np.testing.assert_allclose(together[layer][group == example], alone[layer], atol=1e-5)
+
+
+def test_outputs_of_the_last_few_runs_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run serves as the ceiling of another soon afterwards; older ones are computed again."""
+    computed: list[str] = []
+    monkeypatch.setattr(module, "_HELD", OrderedDict())
+    monkeypatch.setattr(module, "live", lambda run: (run.key,))
+    monkeypatch.setattr(module, "_outputs", lambda model, batches: computed.append(model) or [])
+    batches = [{"input_ids": torch.tensor([[1, 2]])}]
+    for key in ("a", "b", "c", "a", "d", "b", "a"):
+        module._outputs_of(SimpleNamespace(key=key), batches)  # type: ignore[arg-type]
+    assert computed == ["a", "b", "c", "d", "a"], "d took the place of a, which came first"
+    module._outputs_of(SimpleNamespace(key="a"), [{"input_ids": torch.tensor([[1, 3]])}])  # type: ignore[arg-type]
+    assert computed == ["a", "b", "c", "d", "a", "a"], "other rows, other outputs"

@@ -308,3 +308,12 @@ def test_erdos_renyi_is_denser_where_tensors_are_smaller() -> None:
     rounding = 1 / (raw * table["entries"]).min()
     assert ratio.max() - ratio.min() <= 2 * rounding
     assert table["density"].nunique() > 1
+
+
+def test_what_is_left_out_is_recorded_as_it_was_taken() -> None:
+    record = ht.sparsify(attached(), scorer="magnitude", sparsity=0.5).provenance
+    expected = {"scope": "global", "rounds": 1, "maskable": "projections", "seed": 0, "warmup_steps": 0}
+    assert {name: record[name] for name in expected} == expected
+    assert record["warmup_rate"] is None
+    warm = ht.sparsify(attached(), scorer="magnitude", sparsity=0.5, warmup_steps=1, batches=batches())
+    assert (warm.provenance["warmup_steps"], warm.provenance["warmup_rate"]) == (1, 1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -311,3 +313,34 @@ def test_shifts_are_counted_by_method() -> None:
         **{"most": -30.0, "task": "x", "layer": 1},
     }
     assert table.loc["a", ["grows", "grows_here", "most"]].tolist() == [0, 1, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("summary", "columns"),
+    [
+        (norm_shift, ("task", "method", "layer", "seed", "example", "before", "after")),
+        (
+            fit_summary,
+            (
+                "task",
+                "method",
+                "layer",
+                "seed",
+                "example",
+                "total",
+                "unchanged",
+                "linear",
+                "quadratic",
+                "cubic",
+            ),
+        ),
+        (cka_summary, ("task", "method", "layer", "seed", "cka", "cka_biased", "cka_seeds")),
+    ],
+)
+def test_a_table_without_a_column_is_refused_by_its_name(
+    summary: Callable[[pd.DataFrame], pd.DataFrame], columns: tuple[str, ...]
+) -> None:
+    table = pd.DataFrame({name: [0] for name in columns})
+    for name in columns:
+        with pytest.raises(ArgumentError, match=f"no column '{name}'"):
+            summary(table.drop(columns=name))

@@ -26,7 +26,7 @@ def test_consensus_leaves_the_task_itself_out(
                 text = ",".join(map(str, kept))
                 rows.append(
                     {
-                        "key": task,
+                        "key": f"run of {task}",
                         "task": task,
                         "seed": 0,
                         "kept": text,
