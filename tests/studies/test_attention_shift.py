@@ -315,26 +315,15 @@ def test_shifts_are_counted_by_method() -> None:
     assert table.loc["a", ["grows", "grows_here", "most"]].tolist() == [0, 1, 9.0]
 
 
+COLUMNS = ("task", "method", "layer", "seed")
+
+
 @pytest.mark.parametrize(
     ("summary", "columns"),
     [
-        (norm_shift, ("task", "method", "layer", "seed", "example", "before", "after")),
-        (
-            fit_summary,
-            (
-                "task",
-                "method",
-                "layer",
-                "seed",
-                "example",
-                "total",
-                "unchanged",
-                "linear",
-                "quadratic",
-                "cubic",
-            ),
-        ),
-        (cka_summary, ("task", "method", "layer", "seed", "cka", "cka_biased", "cka_seeds")),
+        (norm_shift, (*COLUMNS, "example", "before", "after")),
+        (fit_summary, (*COLUMNS, "example", "total", "unchanged", "linear", "quadratic", "cubic")),
+        (cka_summary, (*COLUMNS, "cka", "cka_biased", "cka_seeds")),
     ],
 )
 def test_a_table_without_a_column_is_refused_by_its_name(

@@ -163,3 +163,15 @@ def test_shares_of_several_rules_at_once_are_refused() -> None:
     paths = removal_paths(by_rows(lambda kept: 0.8, tasks=1))
     with pytest.raises(ArgumentError, match=r"paths holds rules .*; give one of them"):
         kept_share(paths, 2)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_subset_without_a_score_ends_the_walk(runs: int) -> None:
+    """Whether the score of one run is missing, or that of all."""
+    removals = by_rows(lambda kept: 0.8, seeds=2)
+    paths = removal_paths(removals)
+    two_left = removals["kept"].map(lambda text: len(read_kept(text))) == 2
+    seeds = sorted(removals["seed"].unique())[:runs]
+    removals.loc[two_left & removals["seed"].isin(seeds), "score"] = np.nan
+    row = smallest_set(removals, paths, rule="first", margin=0.05).iloc[0]
+    assert (row["size"], row["ended"]) == (3, "not scored")
