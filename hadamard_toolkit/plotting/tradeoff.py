@@ -28,6 +28,7 @@ from hadamard_toolkit.plotting.panels import (
     require,
 )
 from hadamard_toolkit.plotting.style import FAINT, INK, Look, frame, looks, new_figure, style
+from hadamard_toolkit.studies.statistics import t_interval
 
 HALO = [Stroke(linewidth=1.6, foreground="white"), Normal()]
 HEIGHT = 2.7  # inches of the panel
@@ -50,8 +51,9 @@ def score_against_parameters(
     answer for all rows scores (`studies.mark_failed` adds it), a dotted line.
 
     Drawn: the mean over seeds and ± one standard deviation; a method with one run has a hollow mark and no spread, and
-    the note says so. A method that trains the head alone has no place on a log axis: it is a horizontal line. The grey
-    staircase is the best mean score that so many parameters, or fewer, reached.
+    the note says so. With a column `task` of several tasks, the seeds of a task are averaged first and the bar is the
+    95 % t interval over tasks, which speaks of other tasks. A method that trains the head alone has no place on a log
+    axis: it is a horizontal line. The grey staircase is the best mean score that so many parameters, or fewer, reached.
     """
     table = require(table, "method", "family", "seed", "parameters", "score", numbers=("parameters", "score"))
     stored = "stored" in table.columns
@@ -91,21 +93,30 @@ def score_against_parameters(
 
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:
-    """Per method, in the order of the table: family, parameters, score, deviation, seeds."""
-    check_one_row(table, "method", "seed", hint="one row per method and seed is drawn")
+    """Per method, in the order of the table: family, parameters, score, low and high of its bar, seeds, tasks."""
+    several = "task" in table.columns and table["task"].nunique() > 1
+    unit = ["method", "task"] if several else ["method"]
+    check_one_row(table, *unit, "seed", hint=f"one row per {' and '.join([*unit, 'seed'])} is drawn")
     grouped = table.groupby("method", sort=False, observed=True)
     for column in ("parameters", "family"):
         if (counts := grouped[column].nunique() > 1).any():
             raise ArgumentError(f"table[{column!r}] differs between the rows of {counts.idxmax()!r}")
     if (table["parameters"] < 0).any():
         raise ArgumentError(f"table['parameters'] holds {table['parameters'].min()}; counts are needed")
-    return grouped.agg(
+    means = grouped.agg(
         family=("family", "first"),
         parameters=("parameters", "first"),
         score=("score", "mean"),
         deviation=("score", "std"),
         seeds=("seed", "nunique"),
-    )
+    ).assign(tasks=1)
+    means["low"], means["high"] = means["score"] - means["deviation"], means["score"] + means["deviation"]
+    if several:
+        by_task = table.groupby(unit, sort=False, observed=True)["score"].mean()
+        for method, scores in by_task.groupby("method", sort=False, observed=True):
+            interval = t_interval(scores.to_numpy(dtype=float))
+            means.loc[method, ["score", "low", "high", "tasks"]] = [*interval, len(scores)]
+    return means
 
 
 def _staircase(axis: Axes, means: pd.DataFrame) -> np.ndarray:
@@ -121,14 +132,15 @@ def _staircase(axis: Axes, means: pd.DataFrame) -> np.ndarray:
 
 
 def _mark(axis: Axes, row: pd.Series, look: Look) -> np.ndarray | None:
-    """Draw the mean of a method, hollow if it is one run; the ends [2, 2] of its bar, if there is one."""
+    """Draw the mean of a method, hollow if it has no spread; the ends [2, 2] of its bar, if there is one."""
     at, score = row["parameters"], row["score"]
     shape: dict[str, Any] = {"color": look.colour, "markersize": 5, "zorder": 4}
-    shape |= EDGED if row["seeds"] > 1 else {"markerfacecolor": "white", "markeredgewidth": 1.0}
+    spread = np.isfinite(row["low"])
+    shape |= EDGED if spread else {"markerfacecolor": "white", "markeredgewidth": 1.0}
     axis.plot(at, score, look.marker, **shape)
-    if row["seeds"] == 1:
+    if not spread:
         return None
-    ends = score - row["deviation"], score + row["deviation"]
+    ends = row["low"], row["high"]
     axis.vlines(at, *ends, color=look.colour, linewidth=1.1, zorder=3)
     return np.array([(at, end) for end in ends])
 
@@ -207,7 +219,12 @@ def _gap(one: Bbox, other: Bbox) -> float:
 
 
 def _note(means: pd.DataFrame) -> str:
-    if means["seeds"].max() == 1:
+    if means["tasks"].max() > 1:
+        spread = (
+            f"Mark: mean of {counted(means['tasks'], 'task')} with {counted(means['seeds'], 'seed')} each"
+        )
+        spread += ", bar: 95 % t interval over tasks"
+    elif means["seeds"].max() == 1:
         spread = "One run per method, n\u00a0=\u00a01, so no spread: another seed may change the order"
     else:
         spread = f"Mark: mean, bar: ± one standard deviation of {counted(means['seeds'], 'seed')}"

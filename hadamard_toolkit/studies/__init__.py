@@ -11,6 +11,7 @@ from hadamard_toolkit.studies.attention_shift import (
     shift_text,
 )
 from hadamard_toolkit.studies.basis import basis_table, captured, task_basis
+from hadamard_toolkit.studies.claims import Claim, claims_text, counted_claim, verdicts
 from hadamard_toolkit.studies.coverage import figure_list, plan_coverage
 from hadamard_toolkit.studies.cross_task_transfer import transfer_gains, transfer_table
 from hadamard_toolkit.studies.gains import gains
@@ -71,6 +72,8 @@ from hadamard_toolkit.studies.method_tables import (
     score_grid,
     sparse_methods,
 )
+from hadamard_toolkit.studies.paper_claims import paper_claims
+from hadamard_toolkit.studies.picked import picked_rates, picked_runs
 from hadamard_toolkit.studies.pruning import pruning_cost, pruning_gains
 from hadamard_toolkit.studies.sharing import goal_reached, sharing_by_task, sharing_summary
 from hadamard_toolkit.studies.sharing_tables import scheme_table, share_table, with_alone
@@ -128,6 +131,7 @@ from hadamard_toolkit.studies.text import (
 __all__ = [
     "ALL_LAYERS",
     "FAMILIES",
+    "Claim",
     "ablation_table",
     "against_chance",
     "alike_beyond",
@@ -137,6 +141,7 @@ __all__ = [
     "captured",
     "cka_debiased",
     "cka_summary",
+    "claims_text",
     "clearest_tests",
     "cluster_tasks",
     "coefficient_scores",
@@ -144,6 +149,7 @@ __all__ = [
     "component_effects",
     "constant_score",
     "contrast_table",
+    "counted_claim",
     "dead_by_scorer",
     "dead_units",
     "densities",
@@ -196,6 +202,9 @@ __all__ = [
     "overlap_grid",
     "overlap_table",
     "paired_tests",
+    "paper_claims",
+    "picked_rates",
+    "picked_runs",
     "plan_coverage",
     "polynomial_fits",
     "power",
@@ -236,5 +245,6 @@ __all__ = [
     "transfer_table",
     "vector_similarity",
     "vector_table",
+    "verdicts",
     "with_alone",
 ]

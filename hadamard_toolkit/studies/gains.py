@@ -40,14 +40,14 @@ def gains(
     readings = scores if isinstance(scores, Mapping) else {"": scores}
     parts = []
     for reading, rows in readings.items():
-        for name, pairs in _pairs(rows, comparisons, column, on).items():
+        for name, pairs in paired(rows, comparisons, column, on).items():
             means = mean_over(pairs, "gain", over=over, by=by, level=level)
             parts.append(means.assign(reading=reading, comparison=name))
     columns = [*front, *groups, "over", "mean", "low", "high", "level", "n", "averaged"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def _pairs(
+def paired(
     scores: pd.DataFrame, comparisons: Mapping[str, tuple[str, str]], column: str, on: Sequence[str]
 ) -> dict[str, pd.DataFrame]:
     """The differences of each comparison that has any, in the column `gain`."""

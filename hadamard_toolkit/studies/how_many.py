@@ -13,7 +13,8 @@ from hadamard_toolkit.errors import DataError, check_choice, check_range
 from hadamard_toolkit.runs.spec import RunSpec
 from hadamard_toolkit.runs.store import RunStore
 from hadamard_toolkit.studies.frames import require_columns
-from hadamard_toolkit.studies.statistics import t_interval
+from hadamard_toolkit.studies.picked import most_seeds
+from hadamard_toolkit.studies.statistics import power_of, t_interval
 from hadamard_toolkit.studies.subspace import KINDS
 
 HEAD, UNSHARED = "head alone", "unshared"
@@ -47,17 +48,8 @@ def coefficient_scores(store: RunStore, *, split: str = "test") -> pd.DataFrame:
     for kinds in ([HEAD], [UNSHARED], KINDS):
         if not table["kind"].isin(kinds).any():
             raise DataError(f"{store!r} has no runs of the kind {' or '.join(map(repr, kinds))}")
-    best = [
-        max((runs for _, runs in cell.groupby("protocol", sort=False)), key=_worth)
-        for _, cell in table.groupby(["task", "kind", "k"])
-    ]
-    scores = pd.concat(best).drop(columns=["protocol", "held_out"])
-    return scores.sort_values(["task", "kind", "k", "seed"], ignore_index=True)
-
-
-def _worth(runs: pd.DataFrame) -> tuple[int, float]:
-    """How many runs a protocol has, and their mean score on the held-out rows."""
-    return len(runs), float(runs["held_out"].mean())
+    picked = most_seeds(table, ["task", "kind", "k"]).drop(columns=["protocol", "held_out"])
+    return picked.sort_values(["task", "kind", "k", "seed"], ignore_index=True)
 
 
 def gap_table(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -128,7 +120,7 @@ def numbers_needed(
                 "high": high,
                 "bound": bound,
                 "upper": upper,
-                "power": _power(shares, margin, level),
+                "power": power_of(shares, 1 - margin, alpha=1 - level),
                 "n": len(shares),
                 "left_out": int((~tasks["learned"]).sum()),
                 "margin": margin,
@@ -175,13 +167,3 @@ def _by_seed(scores: pd.DataFrame) -> pd.DataFrame:
     if wide.empty or wide.shape[1] < 2:
         raise DataError("scores has no task and seed with both the head alone and the unshared adapter")
     return wide
-
-
-def _power(shares: np.ndarray, margin: float, level: float) -> float:
-    """The probability that the bound is at least `margin` where the true mean is 1, with the spread of `shares`."""
-    n = len(shares)
-    if n < 2:
-        return np.nan
-    if (sd := float(np.std(shares, ddof=1))) == 0:
-        return 1.0
-    return float(stats.nct.sf(stats.t.ppf(level, n - 1), n - 1, (1 - margin) * np.sqrt(n) / sd))

@@ -302,6 +302,20 @@ def power(
     return pd.DataFrame({**columns, "detectable": effect * sd})
 
 
+def power_of(values: np.ndarray, distance: float, *, alpha: float = 0.05) -> float:
+    """The probability that a one-sided t test of so many values rejects, if their mean is `distance` beyond its null.
+
+    The standard deviation is that of `values`: P(t' > t_{1 − alpha, n − 1}) for the noncentrality distance √n / sd.
+    NaN for fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        return np.nan
+    if (sd := float(np.std(values, ddof=1))) == 0:
+        return 1.0
+    return float(stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, distance * np.sqrt(n) / sd))
+
+
 def _compared(differences: np.ndarray, test: str, alpha: float) -> dict[str, Any]:
     mean, low, high = t_interval(differences, level=1 - alpha)
     sd = differences.std(ddof=1) if len(differences) > 1 else np.nan

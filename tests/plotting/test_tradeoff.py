@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
+from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError
 from hadamard_toolkit.plotting import WIDTHS, score_against_parameters
@@ -249,3 +250,17 @@ def test_what_one_answer_for_all_rows_scores_is_a_dotted_line() -> None:
     assert levels == pytest.approx([0.70, 0.509]), "the head alone, and one answer"
     assert "Dotted: one answer for all rows" in note(figure)
     assert "Dotted" not in note(score_against_parameters(zoo()))
+
+
+def test_over_several_tasks_seeds_are_averaged_first_and_the_bar_is_over_tasks() -> None:
+    easier = zoo(2).assign(task="easy", score=lambda rows: rows["score"] + 0.1)
+    table = pd.concat([zoo(3).assign(task="hard"), easier], ignore_index=True)
+    figure = score_against_parameters(table)
+    at = {line.get_xdata()[0]: line.get_ydata()[0] for line in marks(figure)}
+    assert at[73_728] == pytest.approx(0.83 + 0.05), "tasks count the same, however many seeds they have"
+    half = stats.t.ppf(0.975, 1) * 0.1 / 2
+    ends = panel(figure).collections[0].get_segments()[0][:, 1]
+    assert list(ends) == pytest.approx([0.76 + 0.05 - half, 0.76 + 0.05 + half])
+    assert "mean of 2 tasks with 3 seeds each, bar: 95 % t interval over tasks" in note(figure)
+    with pytest.raises(ArgumentError, match=r"more than one row for .*'task': 'hard'"):
+        score_against_parameters(pd.concat([table, table.head(1)]))
