@@ -2,6 +2,7 @@
 
 from hadamard_toolkit.plotting.ablation import ablation_grid
 from hadamard_toolkit.plotting.attention import attention_norms, fit_comparison
+from hadamard_toolkit.plotting.coefficients import coefficient_curves
 from hadamard_toolkit.plotting.encoder_layer import sites
 from hadamard_toolkit.plotting.export import Saved, publish, save, table_hash
 from hadamard_toolkit.plotting.latex import SavedTable, save_table
@@ -32,6 +33,7 @@ __all__ = [
     "ablation_grid",
     "attention_norms",
     "centred",
+    "coefficient_curves",
     "density_by_layer",
     "fit_comparison",
     "frame",
