@@ -41,7 +41,11 @@ def coefficient_curves(table: pd.DataFrame, *, venue: str | None = None) -> Figu
                     markerfacecolor=face,
                     zorder=4,
                 )
-            if part["low"].notna().all():
+            if part["low"].isna().any():
+                continue
+            if len(part) == 1:
+                axis.vlines(part["k"], part["low"], part["high"], color=look.colour, linewidth=0.8)
+            else:
                 axis.fill_between(
                     part["k"], part["low"], part["high"], color=look.colour, alpha=0.12, linewidth=0
                 )

@@ -84,7 +84,8 @@ def numbers_needed(
 
     A k is `"enough"` where the one-sided bound of its share is at least `margin`, for it and every larger k of its kind
     (a fixed sequence from the largest down, which needs no correction); `"too few"` where the upper one is below;
-    otherwise it `"cannot be told"`. `power` is the probability of `"enough"`, taken alone, if the true share is 1.
+    otherwise it `"cannot be told"`. `power` is the probability of `"enough"`, taken alone, if the true share is 1 and
+    shares spread as they do here.
 
     One row per kind and k. Columns: `kind`, `k`, `share`, `low`, `high` (two-sided, `level`), `bound` and `upper`
     (one-sided), `power`, `verdict`, `n` (tasks), `left_out`, `margin`, `of`.
