@@ -143,6 +143,13 @@ def test_parameters_of_the_backbone_are_trained_at_the_site_of_their_module() ->
     assert norms.elsewhere == []
 
 
+def test_layers_are_named_in_their_order() -> None:
+    [line, *_] = attaching(ht.LoRA(layers=(1, 8, 11))).lines["query"]
+    assert line.endswith("(layers 1, 8, 11)")
+    [line, *_] = attaching(ht.LoRA(layers=(8,))).lines["query"]
+    assert line.endswith("(layer 8)")
+
+
 def test_a_method_of_ones_own_is_called_by_its_class() -> None:
     class Shift(ht.SiteModule):
         def forward(self, hidden, inputs):
