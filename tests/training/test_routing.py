@@ -12,8 +12,12 @@ from hadamard_toolkit.adapters.base import Adapter
 from hadamard_toolkit.errors import ArgumentError, UnsupportedError
 from hadamard_toolkit.training.routing import _stack
 from tests.architectures import tiny_batch, tiny_config
-from tests.training.test_bank import BANKING, METHODS
+from tests.training.test_bank import METHODS
 
+BANKING = (
+    "bert", "roberta", "electra", "mpnet", "distilbert", "albert", "modernbert", "deberta", "deberta-v2",
+    "gpt2", "llama",
+)  # fmt: skip
 LABELS = {"a": 2, "b": 3, "c": 2}
 NAMES = ["b", "a", "c", "c", "a"]
 HADAMARD = ht.Hadamard()
