@@ -37,5 +37,6 @@ def test_consensus_leaves_the_task_itself_out(
                 )
     monkeypatch.setattr("hadamard_toolkit.studies.tables.measured_table", lambda *_: pd.DataFrame(rows))
     assert consensus_order(store, {"sst2"}, range(3)) == (0, 1, 2)
+    assert consensus_order(store, {"a", "b"}, range(3)) == (2, 1, 0)
     with pytest.raises(DataError, match="with 6 layers"):
         consensus_order(store, {"sst2"}, range(6))
