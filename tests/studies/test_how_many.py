@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.studies import gap_table, numbers_needed, numbers_text
@@ -106,7 +107,10 @@ def test_tasks_without_a_gap_are_left_out_and_counted() -> None:
     gaps = gap_table(scores).set_index("task")
     assert gaps["learned"].sum() <= 21
     assert gaps.loc[[f"task {task}" for task in range(20)], "learned"].all()
-    assert gaps["noise"].nunique() == 1
+    wide = scores.pivot(index=["task", "seed"], columns=["kind", "k"], values="score")
+    differences = (wide[UNSHARED, 4608] - wide[HEAD, 0]).unstack("seed")
+    pooled = differences.var(axis=1).mean()
+    assert gaps["noise"].to_numpy() == pytest.approx(stats.t.ppf(0.95, 25 * 2) * np.sqrt(pooled / 3))
     table = numbers_needed(scores)
     assert (table["n"] + table["left_out"] == 25).all()
     assert (table["n"] == gaps["learned"].sum()).all()
