@@ -258,6 +258,10 @@ def test_over_several_tasks_seeds_are_averaged_first_and_the_bar_is_over_tasks()
     figure = score_against_parameters(table)
     at = {line.get_xdata()[0]: line.get_ydata()[0] for line in marks(figure)}
     assert at[73_728] == pytest.approx(0.83 + 0.05), "tasks count the same, however many seeds they have"
+    same = sorted(count for count in at if 8_000 < count < 10_000 or 10_000 < count < 12_000)
+    assert same == pytest.approx([9_216 / 1.2**0.5, 9_216 * 1.2**0.5]), (
+        "bars of one size do not hide each other"
+    )
     half = stats.t.ppf(0.975, 1) * 0.1 / 2
     ends = panel(figure).collections[0].get_segments()[0][:, 1]
     assert list(ends) == pytest.approx([0.76 + 0.05 - half, 0.76 + 0.05 + half])
