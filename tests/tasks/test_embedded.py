@@ -250,3 +250,24 @@ def test_no_network_and_an_empty_cache(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DownloadError, match=r"vaderSentiment-3\.3\.2\.tar\.gz is not in the cache folder"):
         load_task("embedded/word-order")
+
+
+def test_variants_of_one_text_in_neighbouring_documents_stay_together() -> None:
+    """The corpus has made-up tweets in runs; half of the words in common ties two of them, fewer do not."""
+
+    def splits_of(common: int, second: str = "tweets") -> list[tuple[str, str]]:
+        texts = [(" ".join(f"w{k}{c}" for c in "abc"), k) for k in range(60)]
+        made = []
+        for text, k in texts:
+            words = text.split()[:common] + [f"v{k}{c}" for c in "xyz"[common:]]
+            made.append(Sentence("tweets", f"{k} first", 1, text, 0.0))
+            made.append(Sentence(second, f"{k} second", 1, " ".join(words), 0.0))
+        found = {sentence.document: sentence.split for sentence in split_by_document(made)}
+        return [(found[f"{k} first"], found[f"{k} second"]) for k in range(60)]
+
+    assert all(one == other for one, other in splits_of(2)), "2 of 4 words"
+    assert len(set(splits_of(2))) == 3
+    assert any(one != other for one, other in splits_of(1)), "1 of 5 words"
+    assert any(one != other for one, other in splits_of(2, "movies")), (
+        "texts of other domains are other texts"
+    )
