@@ -18,7 +18,7 @@ import hadamard_toolkit as ht
 from hadamard_toolkit.cli import main
 from hadamard_toolkit.errors import ArgumentError, DataError
 from hadamard_toolkit.runs.pack import pack, unpack
-from hadamard_toolkit.runs.packed import Pack, remove_packed
+from hadamard_toolkit.runs.packed import Pack, read_folder, remove_packed, write_files
 from hadamard_toolkit.runs.plan import load_plan
 from hadamard_toolkit.runs.run import run
 from hadamard_toolkit.runs.spec import RunSpec
@@ -351,3 +351,11 @@ def test_of_two_packed_files_with_a_run_the_first_by_name_counts(
     assert packed.record(key)["metrics"]["test"]["accuracy"] == 0.125
     assert packed.wide().loc[key, "test/accuracy"] == 0.125
     assert packed.run(key).score == 0.125
+
+
+def test_files_in_folders_of_a_run_are_written_in_any_order(tmp_path: Path) -> None:
+    files = {("a" * 16, "answers/test.json"): b"{}", ("a" * 16, "run.json"): b"[]"}
+    write_files(files, tmp_path)
+    assert {
+        ("a" * 16, name): content for name, content in read_folder(tmp_path / ("a" * 16)).items()
+    } == files
