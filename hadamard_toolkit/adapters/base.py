@@ -41,6 +41,8 @@ class SiteModule(nn.Module):
     frozen: tuple[str, ...] = ()
     # How many positions this part adds to the model's input.
     added: int = 0
+    # What it computes, for drawings, such as "A′ = g · A".
+    formula: str = ""
 
     def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         """What replaces `hidden` [..., width of the site]; `inputs` is what the site's module reads."""
@@ -55,7 +57,7 @@ class SiteModule(nn.Module):
 
     @property
     def shifts(self) -> bool:
-        """Whether `fold` needs the site's module to have a bias."""
+        """Whether `fold` adds to the bias of the site's module, which gets one of zeros before if it has none."""
         return False
 
     def fold(self, site: Site) -> None:

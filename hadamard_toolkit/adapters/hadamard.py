@@ -48,8 +48,6 @@ class HadamardVectors(SiteModule):
     def fold(self, site: Site) -> None:
         """After W_O, rows are scaled and b_O' = W ⊙ b_O + b; before it, columns, and b_O' = b_O + W_O b. In float64."""
         weight, rows = linear_weight(site.module), site.rows
-        if site.module.bias is None and self.bias is not None:
-            site.module.bias = nn.Parameter(torch.zeros_like(weight[:, 0]), requires_grad=False)
         bias: Tensor | None = site.module.bias  # type: ignore[assignment]
         matrix = weight[rows].double()
         shift = torch.zeros_like(matrix[:, 0]) if bias is None else bias[rows].double()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hadamard_toolkit.adapters.base import Insertion
 from hadamard_toolkit.errors import UnsupportedError
-from hadamard_toolkit.sites import Sites
+from hadamard_toolkit.sites import Sites, linear_weight
 
 
 class Merge:
@@ -31,7 +31,7 @@ class Merge:
             raise UnsupportedError(
                 f"{homeless[0].path} of {type(sites.model).__name__} has no bias in its architecture, and the adapter "
                 f"shifts its output: a merged model would lose the shift when it is saved and loaded. Train without a "
-                "shift (vectors=('weight',)), or call merge(allow_new_biases=True) for a model that is used as it is"
+                "shift where the adapter can, or call merge(allow_new_biases=True) for a model that is used as it is"
             )
         self._before: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._switched: dict[str, bool] = {}
@@ -45,11 +45,11 @@ class Merge:
             setattr(config, switch, True)
             for module in self.sites.switched_biases(switch):
                 self._keep(module)
-                if module.bias is None:
-                    rows = module.weight.shape[0]
-                    module.bias = nn.Parameter(module.weight.new_zeros(rows), requires_grad=False)
+                _give_bias(module)
         for insertion in _from_within(self.insertions):
             self._keep(insertion.site.module)
+            if insertion.module.shifts:
+                _give_bias(insertion.site.module)
             insertion.module.fold(insertion.site)
 
     def _keep(self, host: nn.Module) -> None:
@@ -71,6 +71,13 @@ class Merge:
                 host.bias.copy_(bias)  # type: ignore[operator]
         for switch, value in self._switched.items():
             setattr(self.sites.model.config, switch, value)
+
+
+def _give_bias(host: nn.Module) -> None:
+    """Give a projection without a bias one of zeros."""
+    if host.bias is None:
+        zeros = torch.zeros_like(linear_weight(host)[:, 0])
+        host.bias = nn.Parameter(zeros, requires_grad=False)
 
 
 def _from_within(insertions: list[Insertion]) -> list[Insertion]:

@@ -83,7 +83,7 @@ def _named(layers: Iterable[int]) -> str:
 
 
 def _formula(insertion: Insertion) -> str:
-    """What the part computes; a part that this module does not know is called by the name of its class."""
+    """What the part computes, as it says itself or as is known here; else the name of its class."""
     module: Any = insertion.module
     gate = "g · " if getattr(module, "gate", None) is not None else ""
     match module:
@@ -104,4 +104,4 @@ def _formula(insertion: Insertion) -> str:
             return f"keys [{gate}P_K; K], values [{gate}P_V; V]"
         case Prompt():
             return "[e₁; P; e₂ … eₙ]" if module.behind_first else "[P; e₁; e₂ … eₙ]"
-    return type(module).__name__
+    return module.formula or type(module).__name__

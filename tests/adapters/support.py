@@ -1,4 +1,4 @@
-"""The support table of `docs/support.md`, computed: `python -m tests.adapters.support > docs/support.md`.
+"""The support table of `docs/support.md`, computed and written: `python -m tests.adapters.support`.
 
 Every registered adapter, as it comes, is attached to a tiny model of every architecture, run, merged and exported; what
 raises `UnsupportedError` is listed with its reason. A new adapter gets its row by being registered.
@@ -7,6 +7,7 @@ raises `UnsupportedError` is listed with its reason. A new adapter gets its row 
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import torch
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import REGISTRY, Adapter
 from hadamard_toolkit.errors import UnsupportedError
+from hadamard_toolkit.paths import CHECKOUT, atomic_write
 from hadamard_toolkit.training.loop import check
 from tests.adapters.life import LABELS, counts_on_bert_base, logits, shake
 from tests.architectures import ARCHITECTURES, tiny_basis, tiny_batch, tiny_model
@@ -42,7 +44,7 @@ SWITCHED: dict[str, Adapter] = {
     "`stacked_unipelt()`": ht.stacked_unipelt(),
 }
 HEADER = """\
-<!-- Generated from the tests: python -m tests.adapters.support > docs/support.md -->
+<!-- Generated from the tests: python -m tests.adapters.support -->
 
 # What works where
 
@@ -215,6 +217,7 @@ def support_table() -> str:
     columns = ["method", *ARCHITECTURES, "identity", "merges", "to peft", "trained", "stored"]
     lines = [columns, ["---", *[":-:"] * len(ARCHITECTURES), ":-:", "---", "---", "--:", "--:"]]
     for name, adapter in methods().items():
+        print(name, file=sys.stderr)
         row = observe(adapter)
         assert len(row.identity) == 1, f"{name} is the identity on some architectures only"
         counts = counts_on_bert_base(adapter)
@@ -235,4 +238,4 @@ def support_table() -> str:
 if __name__ == "__main__":
     from tests.training.bank_support import bank_table
 
-    print(support_table(), bank_table(), sep="\n", end="")
+    atomic_write(CHECKOUT / "docs" / "support.md", f"{support_table()}\n{bank_table()}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.base import REGISTRY
@@ -45,11 +48,11 @@ def guided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
 def test_the_adapter_attaches_is_saved_and_loaded(
     guided: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = {"OutputScale": guided.OutputScale}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names: dict[str, Any] = {"OutputScale": guided.OutputScale}
     exec(USE, names)
     assert "adapter        3" in capsys.readouterr().out
-    assert (tmp_path / "my-output-scale" / "adapter_config.json").is_file()
+    assert Path(names["folder"], "adapter_config.json").is_file()
     assert hasattr(names["model"], "hadamard_attachment")
 
 
@@ -88,3 +91,8 @@ def test_what_the_guide_names_is_there() -> None:
         assert "output_scale" in path or (REPOSITORY / path).is_file(), path
     lines = (REPOSITORY / "hadamard_toolkit" / "adapters" / "ia3.py").read_text().count("\n")
     assert f"{lines} lines" in GUIDE
+
+
+def test_a_drawing_says_what_it_computes(guided: ModuleType) -> None:
+    texts = [text.get_text() for text in ht.plotting.sites(guided.OutputScale()).findobj(Text)]
+    assert any("A′ = g · A" in text for text in texts)

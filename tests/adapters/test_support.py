@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "support.md"
 
 def test_the_documented_support_is_the_real_one() -> None:
     written = DOCS.read_text(encoding="utf-8").partition("\n## In banks")[0]
-    assert support_table() == written, "run: python -m tests.adapters.support > docs/support.md"
+    assert support_table() == written, "run: python -m tests.adapters.support"
 
 
 @pytest.mark.parametrize("situation", ELSEWHERE)

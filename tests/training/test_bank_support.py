@@ -12,7 +12,7 @@ from tests.training.bank_support import ALONE, HEADER, bank_column
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "support.md").read_text(encoding="utf-8")
 SECTION = PAGE[PAGE.index(HEADER) :] if HEADER in PAGE else ""
-HOW = "run: python -m tests.adapters.support > docs/support.md"
+HOW = "run: python -m tests.adapters.support"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
