@@ -177,6 +177,9 @@ def test_a_run_that_was_done_again_counts_first(both: tuple[RunStore, RunStore, 
     record["metrics"]["test"]["accuracy"] = 0.125
     (packed.folder / key / "run.json").write_text(json.dumps(record))
     assert packed.run(key).score == 0.125
+    assert packed.record(key)["metrics"]["test"]["accuracy"] == 0.125
+    shown = packed.load().query("key == @key and split == 'test' and headline")
+    assert shown["value"].tolist() == [0.125]
     pack(plan, packed)
     assert packed.run(key).score == 0.125
     assert not (packed.folder / key).exists()
