@@ -15,7 +15,7 @@ from hadamard_toolkit.errors import check_choice
 from hadamard_toolkit.plotting.style import WIDTHS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-# The notebooks that read runs and train nothing; the last one draws what the earlier ones do not.
+# The notebooks that read runs and train nothing; 10_paper_figures draws what the others do not.
 NOTEBOOKS = (
     "05_why_hadamard",
     "06_layer_pruning",
@@ -23,6 +23,7 @@ NOTEBOOKS = (
     "08_mask_statistics",
     "09_shared_adapters",
     "10_paper_figures",
+    "11_how_many_numbers",
 )
 
 
