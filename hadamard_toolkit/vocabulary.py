@@ -60,8 +60,8 @@ def make_agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
     tokenizer. Refused are ids that have no embedding, and another padding id where positions are counted from it.
     """
     vocabulary, room = tokenizer.get_vocab(), _room(model)
-    last = max(vocabulary, key=vocabulary.__getitem__)
-    if room is not None and vocabulary[last] >= room:
+    last = max(vocabulary, key=vocabulary.__getitem__, default=None)  # None where characters are the tokens
+    if room is not None and last is not None and vocabulary[last] >= room:
         raise DataError(
             f"the tokenizer does not fit the model: its token {last!r} has id {vocabulary[last]}, and "
             f"{type(model).__name__} has embeddings for ids below {room}. Give the tokenizer that belongs to the "

@@ -11,6 +11,7 @@ import torch
 
 from hadamard_toolkit.backbones import backbone_from_config, load_backbone
 from hadamard_toolkit.errors import DataError
+from hadamard_toolkit.vocabulary import make_agree
 from tests.architectures import ARCHITECTURES, tiny_config
 from tests.test_backbones import save_with
 from tests.training.tiny import tiny_tokenizer
@@ -118,3 +119,11 @@ def test_another_padding_id_is_refused_where_positions_are_counted_from_it(tmp_p
         DataError, match=r"pads with '\[PAD\]' \(id 0\).*padding id 1.*pad_token to '\[CLS\]'"
     ):
         load_backbone(str(tmp_path))
+
+
+def test_a_tokenizer_whose_tokens_are_characters_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(tokenizer, "get_vocab", dict)
+    model = backbone_from_config(tiny_config("bert"))
+    make_agree(model, tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
