@@ -77,6 +77,7 @@ def test_padding_is_left_out(store: ht.RunStore, make_spec: Callable[..., ht.Run
     batches = _batches(run, rows, tokenizer)
     assert not batches[0]["attention_mask"].all(), "texts of several lengths"
     together, group = _outputs(model, batches), _examples(batches)
+    assert not any(part._forward_hooks for part in model.modules()), "nothing watches the model afterwards"
     for example in range(6):
         alone = _outputs(model, _batches(run, rows[example : example + 1], tokenizer))
         for layer in range(len(Sites(model))):

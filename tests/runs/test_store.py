@@ -90,6 +90,7 @@ def test_keys_may_be_cut_short_while_they_are_unique(done: RunStore) -> None:
     assert key in done
     assert key[:6] not in done
     copies(done, 40)
+    assert list(done.load()["key"].unique()) == sorted(done.keys())
     keys = done.keys()
     several = next(prefix for prefix in "0123456789abcdef" if sum(k.startswith(prefix) for k in keys) > 1)
     with pytest.raises(ArgumentError, match="give more of it"):

@@ -21,3 +21,11 @@ def test_a_bank_that_ends_leaves_the_attention_of_another_as_it_is() -> None:
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is folded is not plain
         assert torch.equal(forward(values, inputs), first)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is plain
+
+
+def test_a_single_run_has_the_attention_that_it_always_has() -> None:
+    model = ht.backbone_from_config(tiny_config("bert")).eval()
+    with torch.no_grad():
+        expected = model(**tiny_batch()).logits
+        with folded_attention():
+            assert torch.equal(model(**tiny_batch()).logits, expected)
