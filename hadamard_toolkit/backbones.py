@@ -183,12 +183,14 @@ _IGNORED = {
     },
 }
 _VOCABULARIES = {"vocab.txt", "vocab.json", "merges.txt"}
+# Read where they are, and with a meaning where they are not, so that one that comes or goes is a difference.
+_SPECIAL = ("special_tokens_map.json", "added_tokens.json")
 
 
 def _meanings(folder: Path) -> dict[str, str]:
     """SHA-256 of what config and tokenizer in `folder` say, and of its vocabulary files."""
-    digests = {}
-    for name, ignored in _IGNORED.items():
+    digests = dict.fromkeys(_SPECIAL, "not there")
+    for name, ignored in {**_IGNORED, **dict.fromkeys(_SPECIAL, frozenset[str]())}.items():
         if (folder / name).is_file():
             settings = json.loads((folder / name).read_text("utf-8"))
             meaning = {key: value for key, value in settings.items() if key not in ignored}

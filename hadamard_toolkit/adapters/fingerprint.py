@@ -22,7 +22,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 # Entries of a config that do not change what the weights compute: names, labels, special tokens, the length of the
 # position table (the weights show it), initial values, dropout, and how the model runs and what it returns.
 _NO_SETTINGS = re.compile(
-    r"^_|^architectures$|^auto_map$|label|^num_labels$|^problem_type$|task|version|token_id|"
+    r"^_|^architectures$|^auto_map$|label|^num_labels$|^problem_type$|task|version|(?<!decoder_start)_token_id|"
     r"^max_position_embeddings$|initializer|drop|^dtype$|^output_|^return_dict$|^use_cache$|^tie_|"
     r"^chunk_size|^deterministic_|^pretraining_tp$|^quantization"
 )

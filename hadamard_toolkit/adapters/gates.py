@@ -99,9 +99,9 @@ class Gate(nn.Module):
 class _Stack:
     """Tells the gates in a stack of layers what the stack reads in each call, until `remove`."""
 
-    def __init__(self, module: nn.Module, *, padding: int | None, starts_with_padding: bool) -> None:
-        self.current = Current()
-        self._padding, self._starts_with_padding = padding, starts_with_padding
+    def __init__(self, module: nn.Module, config: Any = None) -> None:
+        """`config` of the model where `module` is a decoder: its padding id may change after attaching."""
+        self.current, self._config = Current(), config
         self._layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
         self._hooks = [
             module.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -125,8 +125,9 @@ class _Stack:
             # The model itself raises an error about the missing input.
             return
         shape = tuple(read.shape[:2])
-        if mask is None and ids is not None and self._padding is not None:
-            mask = self._decoded(ids, self._padding)
+        padding = getattr(self._config, "pad_token_id", None)
+        if mask is None and ids is not None and padding is not None:
+            mask = self._decoded(ids, padding)
         self.current.input = Input(shape, mask)
         for layer in self._layers:
             checkpoint = vars(layer).get(_CHECKPOINT)
@@ -143,7 +144,7 @@ class _Stack:
         """
         real = ids.ne(padding)
         following = torch.cat([real[:, 1:], torch.ones_like(real[:, :1])], 1)
-        if self._starts_with_padding:
+        if getattr(self._config, "decoder_start_token_id", None) == padding:
             # The padding token right before the first other token is the start token.
             real = real | (real.int().cumsum(1) == 0)
         return following & real
@@ -184,9 +185,7 @@ def listen(sites: Sites, insertions: Sequence[Insertion]) -> list[Any]:
         gates = [module for part in parts for module in part.modules() if isinstance(module, Gate)]
         if gates:
             # A decoder is often called without a mask, since its causal order hides padding at the end.
-            padding = config.pad_token_id if config.is_encoder_decoder and stack is base.decoder else None
-            first = getattr(config, "decoder_start_token_id", None)
-            handle = _Stack(stack, padding=padding, starts_with_padding=first == padding)
+            handle = _Stack(stack, config if config.is_encoder_decoder and stack is base.decoder else None)
             handles.append(handle)
             for gate in gates:
                 gate.current = handle.current

@@ -92,7 +92,7 @@ class Here:
         recorded_meaning = {fact: str(recorded[fact]) for fact in meaning if fact in recorded}
         others = _differences(f"task {name!r}", recorded_meaning, meaning)
         if content := recorded.get("content"):  # other bytes may hold the same rows
-            return _differences(f"task {name!r}, split", content, task.content()) + others
+            return _differences(f"task {name!r}, split", content, task.content(), same_names=True) + others
         now = task.provenance.get("files") or {}
         rows = {split: f"{count:,} rows" for split, count in (recorded.get("rows") or {}).items()}
         return others + (

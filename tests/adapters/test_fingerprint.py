@@ -121,6 +121,7 @@ OTHER_FUNCTION = [
     ("bert", "layer_norm_eps", 1e-3),
     ("bert", "num_attention_heads", 4),
     ("electra", "hidden_act", "relu"),
+    ("t5", "decoder_start_token_id", 7),
     ("modernbert", "local_attention", 4),
     ("t5", "feed_forward_proj", "gelu"),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),

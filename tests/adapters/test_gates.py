@@ -167,9 +167,12 @@ def test_an_encoder_that_runs_alone_has_the_mask_that_it_is_called_with(architec
 
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
-def test_a_decoder_without_a_mask_does_not_count_its_padding(architecture: str) -> None:
+@pytest.mark.parametrize("attached_with", [0, 13], ids=["padding known before", "after"])
+def test_a_decoder_without_a_mask_does_not_count_its_padding(architecture: str, attached_with: int) -> None:
     model = tiny_model(architecture)
+    padding, model.config.pad_token_id = model.config.pad_token_id, attached_with
     attachment = ht.attach(model, ht.LoRA(rank=2, gated="masked"))
+    model.config.pad_token_id = padding  # as training does where the tokenizer pads with another id
     shake(attachment)
     seen: list[Tensor] = []
     attachment.sites(2, "query").module.register_forward_pre_hook(lambda m, args: seen.append(args[0]))

@@ -174,7 +174,7 @@ def test_runs_without_vectors_are_refused(store: ht.RunStore) -> None:
 
 @pytest.mark.parametrize("measurement", ["attention", "transplant", "removal"])
 def test_spans_are_refused(measurement: str, store: ht.RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = store.run(store.keys()[0])
+    run = find(store, "cola", ht.Hadamard(norm=None))  # one that nobody has measured
     about = {**run.info["meta_info"], "task": {**run.info["meta_info"]["task"], "head": "span"}}
     run = replace(run, info={**run.info, "meta_info": about})
     monkeypatch.setattr(

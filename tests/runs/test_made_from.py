@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import DatasetDict
 from safetensors.torch import load_file, save_file
 
 import hadamard_toolkit as ht
 from hadamard_toolkit.adapters.fingerprint import first_values
+from hadamard_toolkit.backbones import backbone_provenance
 from hadamard_toolkit.errors import DataError
 from hadamard_toolkit.runs.made_from import Here
 from hadamard_toolkit.runs.run import run
@@ -134,6 +136,17 @@ def test_a_vocabulary_that_is_read_otherwise_is_another_backbone(spec: RunSpec, 
     refused_everywhere(spec, store, "'tokenizer_config.json' was SHA-256")
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+def test_other_special_tokens_are_another_backbone(spec: RunSpec, store: RunStore, name: str) -> None:
+    path = Path(spec.backbone) / name
+    path.write_text('{"cls_token": "bad"}' if name.startswith("special") else '{"bad": 5}')
+    changed = backbone_provenance(spec.backbone)["files"][name]
+    path.write_text(path.read_text().replace(": ", " :  "))
+    assert backbone_provenance(spec.backbone)["files"][name] == changed
+    with pytest.raises(DataError, match=rf"'{name}' was not there and is SHA-256"):
+        run(spec, store)
+
+
 def test_data_with_flipped_labels_are_refused(spec: RunSpec, store: RunStore, tmp_path: Path) -> None:
     flip_labels(tmp_path / "data")
     refused_everywhere(spec, store, "task 'sst2', split 'train' was SHA-256")
@@ -205,6 +218,24 @@ def test_other_label_names_or_another_metric_on_the_same_rows_are_refused(
     del record["meta_info"]["task"]["label_names"], record["meta_info"]["task"]["metric"]
     path.write_text(json.dumps(record))  # as earlier versions wrote it
     assert run(spec, store).attachment is None
+
+
+def test_a_split_that_came_or_went_is_refused(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = replace(tiny_task(), name="mine")
+    more = replace(task, splits=DatasetDict({**task.splits, "test_other": task.splits["test"]}))
+    spec = replace(spec, task="mine")
+    for first, then, said in (
+        (task, more, "was not there and is SHA-256"),
+        (more, task, "was SHA-256 .* and is not there"),
+    ):
+        store = RunStore(tmp_path / said)
+        monkeypatch.setitem(TASKS, "mine", lambda root, first=first: first)
+        run(spec, store)
+        monkeypatch.setitem(TASKS, "mine", lambda root, then=then: then)
+        with pytest.raises(DataError, match=f"task 'mine', split 'test_other' {said}"):
+            run(spec, store)
 
 
 def test_what_is_not_here_is_no_difference(
